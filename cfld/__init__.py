@@ -1,0 +1,58 @@
+"""Coarse-to-Fine Latent Diffusion for pose-guided person image synthesis (CVPR 2024), from scratch in plain PyTorch.
+
+import cfld
+model, vae = cfld.load("DIR")
+picture = cfld.generate(model, vae, photo, keypoints)[0]
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from cfld.adapter import AdapterConfig, PoseAdapter
+from cfld.config import SD15, TINY, CFLDConfig
+from cfld.hga import HGAConfig, HybridGranularityAttention
+from cfld.model import CFLD, Conditions, load, save
+from cfld.pose import pose_maps
+from cfld.prd import PerceptionRefinedDecoder, PRDConfig
+from cfld.scheduler import Scheduler, SchedulerConfig
+from cfld.swin import Swin, SwinConfig
+from cfld.unet import UNet, UNetConfig
+from cfld.vae import VAE, VAEConfig
+
+if TYPE_CHECKING:
+    from cfld.sample import generate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CFLD",
+    "SD15",
+    "TINY",
+    "VAE",
+    "AdapterConfig",
+    "CFLDConfig",
+    "Conditions",
+    "HGAConfig",
+    "HybridGranularityAttention",
+    "PRDConfig",
+    "PerceptionRefinedDecoder",
+    "PoseAdapter",
+    "Scheduler",
+    "SchedulerConfig",
+    "Swin",
+    "SwinConfig",
+    "UNet",
+    "UNetConfig",
+    "VAEConfig",
+    "generate",
+    "load",
+    "pose_maps",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "generate":  # imported when asked for: cfld.sample is also a command
+        from cfld.sample import generate
+
+        return generate
+    raise AttributeError(f"module 'cfld' has no attribute {name!r}")

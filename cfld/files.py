@@ -1,0 +1,147 @@
+"""What every command does with files and mistakes: whole files or none, nothing overwritten unasked, one line an
+error."""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text says what must hold, what was found and how to fix it, in one line."""
+
+
+def command(main: Callable[..., None]) -> Callable[..., int]:
+    """Make main(argv) a command: a UserError or a full disk becomes one line on standard error and exit code 2."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            main(argv)
+        except (UserError, OSError) as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        return 0
+
+    return run
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples of a description as they are written and shows the defaults that mean something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, "", ()):
+            return action.help
+        return super()._get_help_string(action)
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside the target for a file or folder; rename it to the target if the block succeeds,
+    remove it if not. A file at the target is replaced in one step; a folder at the target is an error before anything
+    is written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} already exists: choose another name or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_overwrite(path: str | Path, force: bool) -> None:
+    """Raise UserError if something stands at the path and the user has not said --force."""
+    if Path(path).exists() and not force:
+        raise UserError(f"{path} already exists: choose another name or add --force to replace it")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as readable JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture of any format that pillow reads, turned upright, as RGB."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture ({error}): replace the file") from None
+
+
+def save_image(path: str | Path, image: Image.Image) -> None:
+    """Write a picture atomically; the format follows the name."""
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{path}: pictures are written as .png or .jpg, found the ending {path.suffix!r}")
+    with atomic(path) as temporary:
+        image.save(temporary)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or of a pickle that holds tensors only (weights_only=True), on the CPU. They
+    are mapped, not read: bytes come from the disk when a tensor is used."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}): download or copy it again") from None
+    except Exception as error:  # torch.load raises whatever the unpickler meets first
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"{path}: not a whole checkpoint of plain tensors ({reason}): download or copy it again"
+        ) from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: a checkpoint must hold tensors by name, found {type(content).__name__}")
+    return content
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    with atomic(path) as temporary:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)

@@ -1,0 +1,177 @@
+"""CFLD: the parts composed (Sec. 3.2, Fig. 2a), its conditions, and model folders on disk.
+
+    F_s = H_S(x_s),  F_d^out = H_D(f_4),  B = H_A(f_1..f_3),  pose features = H_P(x_p),  eps_theta = H_N(z_t, t, ...)
+
+Letters in shapes: B rows, S source images, Q prompt tokens, D their width.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cfld.adapter import PoseAdapter
+from cfld.config import CFLDConfig, read_config, to_dict
+from cfld.files import UserError, atomic, read_tensors, write_json, write_tensors
+from cfld.hga import HybridGranularityAttention
+from cfld.prd import PerceptionRefinedDecoder
+from cfld.swin import Swin
+from cfld.unet import UNet
+from cfld.vae import VAE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the UNet is told beside z_t and t. It depends on no timestep: made once an image, used at every step."""
+
+    prompt: Tensor  # (B, Q, D): F_d^out, or the unconditional prompt
+    pose_features: list[Tensor] | None  # three maps, finest first; None: no pose
+    query_biases: list[Tensor] | None  # nine of (B, N, C), in the order the UNet meets them; None: no bias
+
+
+def _rows(tensors: list[Tensor], keep: Tensor) -> list[Tensor]:
+    """Zero the rows of each tensor where keep (B,) is False."""
+    return [torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x)) for x in tensors]
+
+
+class CFLD(nn.Module):
+    """The paper's model. What trains is decided by config.unet_trainable: requires_grad is False on the frozen part."""
+
+    def __init__(self, config: CFLDConfig = CFLDConfig()):
+        super().__init__()
+        self.config = config
+        self.source_encoder = Swin(config.swin)
+        self.prd = PerceptionRefinedDecoder(config.prd)
+        self.hga = HybridGranularityAttention(config.hga)
+        self.pose_adapter = PoseAdapter(config.adapter)
+        self.unet = UNet(config.unet)
+        self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Set requires_grad: everything but the UNet trains, and of the UNet what config.unet_trainable says."""
+        self.requires_grad_(True)
+        if self.config.unet_trainable == "all":
+            return
+        self.unet.requires_grad_(False)
+        for up in self.unet.up:
+            for transformer in up.attentions:  # type: ignore[union-attr]
+                attention = transformer.block.cross_attention
+                attention.to_k.requires_grad_(True)
+                attention.to_v.requires_grad_(True)
+                attention.to_q.requires_grad_(self.config.unet_trainable == "cross_qkv")
+
+    def condition(self, source_images: Tensor, poses: Tensor, depth_draws: Tensor | None = None) -> Conditions:
+        """Encode who (source_images) and how (poses), once an image.
+
+        source_images (S, 3, 256, 256) in [-1, 1]
+        poses (B, 21, 256, 256) in [0, 1], B a multiple of S: row i goes with source i mod S, so that one source serves
+        many
+            poses, and training's two halves share their sources
+        depth_draws (S, 2 * blocks) in [0, 1) or None: see Swin
+        -> Conditions of B rows
+        """
+        rows, sources = len(poses), len(source_images)
+        if rows % sources:
+            raise ValueError(
+                f"the number of poses must be a multiple of the number of source images, found {rows} and {sources}"
+            )
+        source_features = self.source_encoder(source_images, depth_draws)
+        prompt = self.prd(source_features[-1])
+        query_biases = self.hga(source_features)
+        copies = rows // sources
+        return Conditions(
+            prompt.repeat(copies, 1, 1), self.pose_adapter(poses), [bias.repeat(copies, 1, 1) for bias in query_biases]
+        )
+
+    def drop(self, conditions: Conditions, dropped: Tensor, recipe: str) -> Conditions:
+        """Drop the conditions of some rows, to train the rows of Eq. 7 that lack them (Sec. 3.3 and 4.1).
+
+        dropped (B,) bool
+        recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features); "released",
+            as the released checkpoints were trained, the prompt alone
+        """
+        prompt = torch.where(dropped[:, None, None], self.null_prompt.to(conditions.prompt.dtype), conditions.prompt)
+        if recipe == "released":
+            return Conditions(prompt, conditions.pose_features, conditions.query_biases)
+        if recipe != "paper":
+            raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")
+        pose_features = conditions.pose_features and _rows(conditions.pose_features, ~dropped)
+        query_biases = conditions.query_biases and _rows(conditions.query_biases, ~dropped)
+        return Conditions(prompt, pose_features, query_biases)
+
+    def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred (B, 4, 64,
+        64)."""
+        return self.unet(
+            noisy_latents, timesteps, conditions.prompt, conditions.pose_features, conditions.query_biases
+        )  # fmt: skip
+
+
+def assign(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Put tensors into a module (one on the meta device as well) by name, all of them and no others. Floating-point
+    tensors take the dtype, if one is given. Raises UserError that counts what is missing, unexpected or of another
+    shape."""
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    reshaped = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    if missing or unexpected or reshaped:
+        complaints = []
+        if missing:
+            complaints.append(f"{len(missing)} of {len(expected)} tensors missing (first: {missing[0]})")
+        if unexpected:
+            complaints.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+        if reshaped:
+            found, wanted = tuple(tensors[reshaped[0]].shape), tuple(expected[reshaped[0]].shape)
+            complaints.append(
+                f"{len(reshaped)} of another shape (first: {reshaped[0]}, {wanted} expected, {found} found)"
+            )
+        raise UserError(
+            f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
+            f"check that it is the right file and that the config (--config) has its widths"
+        )
+    if dtype is not None:
+        tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+    module.load_state_dict(tensors, assign=True)
+
+
+def load(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[CFLD, VAE]:
+    """Read a model folder: config.json, model.safetensors, vae.safetensors.
+
+    Returns the model and its VAE in eval mode on the device, in the dtype. Raises UserError if a file is missing,
+    damaged, or does not fit the config.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
+    for name in ("config.json", "model.safetensors", "vae.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a whole model folder: {name} is missing; make or copy the folder again")
+    config = read_config(folder / "config.json")
+    with torch.device("meta"):
+        model, vae = CFLD(config), VAE(config.vae)
+    assign(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors", dtype)
+    assign(vae, read_tensors(folder / "vae.safetensors"), folder / "vae.safetensors", dtype)
+    model.freeze()
+    return model.to(device).eval(), vae.to(device).eval()
+
+
+def save(folder: str | Path, model: CFLD, vae: VAE) -> None:
+    """Write a model folder that load() reads: all files or none. Raises UserError if the folder exists already."""
+    if model.config.vae != vae.config:
+        raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", to_dict(model.config))
+        write_tensors(temporary / "model.safetensors", model.state_dict())
+        write_tensors(temporary / "vae.safetensors", vae.state_dict())

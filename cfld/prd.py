@@ -1,0 +1,72 @@
+"""Perception-refined decoder: H_D (Sec. 3.2, Fig. 2b, Table 1: R = 8, Q = 16, C = 768).
+
+Q learnt queries F_d^in look at the coarsest source feature f_4 through R blocks and become the coarse-grained prompt
+F_d^out: what a text encoder's tokens are to Stable Diffusion.
+
+Letters in shapes: B images, Q queries, D their width, C channels of f_4, M = h * w its positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from cfld.unet import Attention, FeedForward
+
+
+@dataclass(frozen=True)
+class PRDConfig:
+    num_queries: int = 16
+    width: int = 768
+    depth: int = 8
+    num_heads: int = 24
+    source_width: int = 1024
+    source_positions: int = 64
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"prd.width {self.width} must be a multiple of prd.num_heads {self.num_heads}")
+
+
+class PRDBlock(nn.Module):
+    """One refinement: the queries look at the source, then at each other, then think."""
+
+    def __init__(self, width: int, num_heads: int, source_width: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, num_heads, source_width)
+        self.norm2 = nn.LayerNorm(width)
+        self.self_attention = Attention(width, num_heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, queries: Tensor, query_positions: Tensor, source_tokens: Tensor) -> Tensor:
+        """queries (B, Q, D), query_positions (Q, D), source_tokens (B, M, C) -> (B, Q, D)."""
+        queries = queries + query_positions  # stays in the residual stream, twice a block: not DETR's scheme
+        queries = queries + self.cross_attention(self.norm1(queries), source_tokens)
+        queries = queries + query_positions
+        queries = queries + self.self_attention(self.norm2(queries))
+        return queries + self.feed_forward(self.norm3(queries))
+
+
+class PerceptionRefinedDecoder(nn.Module):
+    """F_d^out = H_D(f_4)."""
+
+    def __init__(self, config: PRDConfig = PRDConfig()):
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(0.02 * torch.randn(config.num_queries, config.width))
+        self.query_positions = nn.Parameter(0.02 * torch.randn(config.num_queries, config.width))
+        self.source_positions = nn.Parameter(0.02 * torch.randn(1, config.source_positions, config.source_width))
+        self.blocks = nn.ModuleList(
+            PRDBlock(config.width, config.num_heads, config.source_width) for _ in range(config.depth)
+        )
+
+    def forward(self, source_feature: Tensor) -> Tensor:
+        """source_feature f_4 (B, 1024, 8, 8) -> prompt F_d^out (B, 16, 768), without a final norm or projection."""
+        source_tokens = rearrange(source_feature, "b c h w -> b (h w) c") + self.source_positions
+        prompt = self.queries.expand(len(source_feature), -1, -1)
+        for block in self.blocks:
+            prompt = block(prompt, self.query_positions, source_tokens)
+        return prompt

@@ -1,0 +1,276 @@
+"""Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), DDPM's loop, and the command that uses them.
+
+    python -m cfld.sample --model DIR --source photo.jpg --pose pose.json --out out.png
+    python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
+
+Letters in shapes: B pictures, S source images, R rows of Eq. 7 whose weight is not 0.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cfld.data import to_range, to_square
+from cfld.files import HelpFormatter, UserError, command, read_image, refuse_overwrite, save_image
+from cfld.model import CFLD, Conditions, load
+from cfld.pose import FRAME, pose_maps, read_pose
+from cfld.scheduler import Scheduler
+from cfld.vae import VAE
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def guidance(
+    conditions: Conditions, null_prompt: Tensor, pose_scale: float, appearance_scale: float
+) -> tuple[list[float], Conditions]:
+    """Eq. 7 as a weighted sum over three kinds of row; those of weight 0 are left out.
+
+        eps_t =     (1 - w_pose) eps(z_t, t, 0,   0)
+            + (w_pose - w_app) eps(z_t, t, 0,   x_tp)
+            +            w_app eps(z_t, t, x_s, x_tp)
+
+    conditions of B rows, null_prompt (1, Q, D) -> R weights, and conditions of R * B rows, one kind after the other.
+    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2.
+    """
+    prompt, poses, biases = conditions.prompt, conditions.pose_features, conditions.query_biases
+    unconditional = null_prompt.to(prompt.dtype).expand_as(prompt)
+    kinds = [
+        (1 - pose_scale, Conditions(unconditional, None, None)),
+        (pose_scale - appearance_scale, Conditions(unconditional, poses, None)),
+        (appearance_scale, Conditions(prompt, poses, biases)),
+    ]
+    rows = [(weight, kind) for weight, kind in kinds if weight != 0]
+
+    def stack(parts: list[list[Tensor] | None], full: list[Tensor] | None) -> list[Tensor] | None:
+        if full is None or all(part is None for part in parts):
+            return None
+        filled = [part or [torch.zeros_like(x) for x in full] for part in parts]
+        return [torch.cat(tensors) for tensors in zip(*filled, strict=True)]
+
+    return [weight for weight, _ in rows], Conditions(
+        torch.cat([kind.prompt for _, kind in rows]),
+        stack([kind.pose_features for _, kind in rows], poses),
+        stack([kind.query_biases for _, kind in rows], biases),
+    )
+
+
+def draw(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Generator] | None, like: Tensor) -> Tensor:
+    """Noise (B, 4, h, w), float32, on the device of like: from one generator, or one a row, so that a picture does not
+    depend on its neighbours in the batch."""
+    if isinstance(generator, Sequence):
+        return torch.cat([draw((1, *shape[1:]), one, like) for one in generator])
+    device = generator.device if generator is not None else "cpu"
+    return torch.randn(tuple(shape), generator=generator, device=device).to(like.device)
+
+
+@torch.no_grad()
+def sample(
+    model: CFLD,
+    vae: VAE,
+    scheduler: Scheduler,
+    source_images: Tensor,
+    poses: Tensor,
+    *,
+    steps: int = 50,
+    pose_scale: float = 2.0,
+    appearance_scale: float = 2.0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Paint the people of source_images in the poses: DDPM from z_T ~ N(0, I) under Eq. 7, then y = D(z_0) (Sec. 3.3).
+
+    source_images (S, 3, 256, 256) in [-1, 1]
+    poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
+    steps: of DDPM; pose_scale, appearance_scale: w_pose and w_app of Eq. 7
+    generator: one, or a list of one a picture; None draws from torch's global one
+    -> images (B, 3, 512, 512), about [-1, 1], not clamped, in the model's dtype
+    """
+    weight = model.unet.conv_in.weight
+    source_images, poses = source_images.to(weight), poses.to(weight)
+    weights, conditions = guidance(
+        model.condition(source_images, poses), model.null_prompt, pose_scale, appearance_scale
+    )
+    size = model.config.image_size // model.config.vae.factor
+    latents = draw((len(poses), model.config.unet.latent_channels, size, size), generator, weight)
+
+    timesteps = scheduler.sampling_timesteps(steps)
+    for t, t_next in tqdm(
+        list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
+    ):
+        rows = latents.repeat(len(weights), 1, 1, 1).to(weight.dtype)
+        noise_pred = model(rows, torch.full((len(rows),), t, device=rows.device), conditions).float()
+        noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
+        noise = draw(latents.shape, generator, weight) if t_next >= 0 else None
+        latents = scheduler.ddpm_step(latents, noise_pred, t, t_next, noise)
+    return vae.decode(latents.to(weight.dtype))
+
+
+def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
+    """images (B, 3, H, H) in [-1, 1] -> B pictures of size (height, width), by antialiased bicubic interpolation."""
+    images = F.interpolate(images.float() / 2 + 0.5, size=size, mode="bicubic", antialias=True)
+    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
+
+
+def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Columns of equally large pictures as one picture."""
+    width, height = columns[0][0].size
+    grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
+    for x, column in enumerate(columns):
+        for y, picture in enumerate(column):
+            grid.paste(picture, (width * x, height * y))
+    return grid
+
+
+def pose_picture(keypoints: Tensor, size: tuple[int, int]) -> Image.Image:
+    """keypoints (18, 2) as (y, x) in the 256x176 frame -> the skeleton as a picture of size (height, width)."""
+    skeleton = pose_maps(keypoints[None], 256)[:, :3]
+    return to_pictures(skeleton * 2 - 1, size)[0]
+
+
+def generate(
+    model: CFLD,
+    vae: VAE,
+    photo: Image.Image,
+    keypoints: np.ndarray | Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    steps: int = 50,
+    pose_scale: float = 2.0,
+    appearance_scale: float = 2.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Image.Image]:
+    """The person of a photo in other poses.
+
+    photo: a picture of one person, about 256x176 in shape
+    keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
+    size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
+    seed: of the first picture; the next has seed + 1, and so on
+    -> B pictures
+    """
+    config, device = model.config, model.null_prompt.device
+    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device).reshape(-1, 18, 2)
+    source_images = to_range(to_square(photo, config.swin.image_size)[None].to(device))
+    images = sample(
+        model,
+        vae,
+        Scheduler(config.scheduler),
+        source_images,
+        pose_maps(keypoints, config.adapter.pose_size),
+        steps=steps,
+        pose_scale=pose_scale,
+        appearance_scale=appearance_scale,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
+        progress=progress,
+    )
+    return to_pictures(images, size or default_size(config.image_size))
+
+
+def default_size(image_size: int) -> tuple[int, int]:
+    """Height and width of results for a model of this image size: the paper's larger or smaller."""
+    return (512, 352) if image_size >= 512 else FRAME
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "256x176" -> (256, 176)."""
+    try:
+        first, second = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two whole numbers such as 256x176, found {text!r}") from None
+    if not (0 < first <= 8192 and 0 < second <= 8192):
+        raise argparse.ArgumentTypeError(f"each side must be within 1 .. 8192, found {text!r}")
+    return first, second
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or the best there is. Raises UserError if it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m cfld.sample", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a model folder (cfld.convert or cfld.train makes one)"
+    )
+    parser.add_argument(
+        "--source", required=True, metavar="PHOTO", help="a photo of the person, about 256x176 in shape"
+    )
+    parser.add_argument(
+        "--pose",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="poses to paint: OpenPose JSON, or an annotation CSV with #name behind it",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
+    )
+    parser.add_argument("--steps", type=int, default=50, help="DDPM steps")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="of the picture (default: 512x352, or 256x176 for models of smaller images)",
+    )
+    parser.add_argument(
+        "--pose-size",
+        type=parse_size,
+        metavar="WxH",
+        help="of the picture that an OpenPose JSON was made from, if the file does not say",
+    )
+    parser.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
+    parser.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)"
+    )
+    parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result in one picture")
+    parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
+    options = parser.parse_args(argv)
+
+    out = Path(options.out)
+    outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
+    for path in outs:
+        refuse_overwrite(path, options.force)
+    photo = read_image(options.source)
+    pose_size = options.pose_size and options.pose_size[::-1]
+    keypoints = np.stack([read_pose(text, pose_size) for text in options.pose])
+    device = pick_device(options.device)
+    precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
+    model, vae = load(options.model, device, precision)
+    for module in (model, vae):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = generate(
+        model, vae, photo, keypoints,
+        size=options.size, steps=options.steps, pose_scale=options.pose_scale,
+        appearance_scale=options.appearance_scale, seed=options.seed, progress=True,
+    )  # fmt: skip
+    for path, picture, joints in zip(outs, pictures, keypoints, strict=True):
+        if options.side_by_side:
+            skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))
+            picture = picture_grid([[photo.resize(picture.size)], [skeleton], [picture]])
+        save_image(path, picture)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,621 @@
+"""Training (Sec. 3.3 and 4.1): both losses in one forward, and a loop that can be killed and goes on.
+
+    python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
+    python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
+    python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
+    python -m cfld.train --out RUN --resume
+
+A run folder holds config.json, log.jsonl (step, loss, lr, rows/s), samples/, checkpoints/ and at the end model/, a
+model folder. Everything random in a step is a function of (seed, step, place of the pair in the global batch), so
+neither accumulation nor a stop changes what is trained.
+
+Letters in shapes: B pairs, which make 2B rows: every source from itself, then every target from its source.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cfld.config import PRESETS, CFLDConfig, read_config, to_dict
+from cfld.data import Batch, FashionPairs, collate, seeded, step_batches, table_path, to_range
+from cfld.files import (
+    HelpFormatter,
+    UserError,
+    atomic,
+    command,
+    read_json,
+    read_tensors,
+    save_image,
+    write_json,
+    write_tensors,
+)
+from cfld.model import CFLD, assign, load, save
+from cfld.pose import FRAME, pose_maps
+from cfld.sample import PRECISIONS, pick_device, picture_grid, sample, to_pictures
+from cfld.scheduler import Scheduler
+from cfld.vae import VAE
+
+DROP_RATE = 0.2  # eta of Sec. 3.3
+KL_WEIGHT = 1e-6  # of the VAE stage, as in latent diffusion
+
+
+def option(default: Any, text: str, **extra: Any) -> Any:
+    """A field of TrainConfig with its help."""
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of the command line."""
+
+    preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
+    config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
+    init: str | None = option(None, "model folder to start from: cfld.convert init makes one, or --stage vae for tiny")
+    data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data")
+    out: str = option("runs/cfld", "run folder to make or to continue")
+    stage: str = option("cfld", "what to train: the whole method, or tiny's own VAE", choices=("cfld", "vae"))
+    recipe: str = option("paper", "dropping and learning rate: the paper's, or those of the released files",
+                         choices=("paper", "released"))  # fmt: skip
+    steps: int | None = option(None, "length in steps (default: 100 epochs)")
+    epochs: float | None = option(None, "length in epochs, instead of --steps")
+    batch: int | None = option(None, "pairs of the global batch (default: 224 for sd15, 16 for tiny)")
+    accumulate: int = option(1, "parts the batch is cut into, to save memory; the result is the same")
+    lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
+    warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
+    decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
+    ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
+    seed: int = option(0, "seed of everything random")
+    precision: str = option(
+        "bf16", "of products and convolutions; weights that train stay fp32", choices=tuple(PRECISIONS)
+    )
+    workers: int | None = option(None, "processes that read photos (default: 4 with CUDA, none without)")
+    save_every: int = option(1000, "steps between checkpoints; 0: at the end alone")
+    keep: int = option(2, "how many of the latest checkpoints to keep")
+    sample_every: int = option(1000, "steps between sample grids; 0: none")
+    sample_steps: int = option(50, "DDPM steps of a sample grid")
+    log_every: int = option(10, "steps between lines of log.jsonl; 0: none")
+    device: str | None = option(None, "cuda, cpu, ... (default: the best there is)")
+
+    def __post_init__(self) -> None:
+        positive = {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, "sample_steps": 1, "warmup": 0, "workers": 0,
+                    "save_every": 0, "sample_every": 0, "log_every": 0, "seed": 0, "lr": 0, "epochs": 0}  # fmt: skip
+        for name, least in positive.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+        for name in ("ema", "decay_at"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
+        if self.global_batch % self.accumulate:
+            raise UserError(f"--batch {self.global_batch} must be a multiple of --accumulate {self.accumulate}")
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch or (224 if self.preset == "sd15" else 16)
+
+    @property
+    def warmup_steps(self) -> int:
+        return (1000 if self.preset == "sd15" else 100) if self.warmup is None else self.warmup
+
+    @property
+    def peak_lr(self) -> float:
+        """5e-7 a pair of the batch (paper) or 1e-4 at 224 pairs (released); tiny, trained from nothing, takes 1e-3."""
+        if self.lr is not None:
+            return self.lr
+        if self.preset == "tiny":
+            return 1e-3
+        return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
+
+
+FREE_ON_RESUME = {"steps", "epochs", "accumulate", "workers", "save_every", "keep", "sample_every", "sample_steps",
+                  "log_every", "device", "out", "data"}  # fmt: skip
+
+
+# The objective. ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random in a step, for B pairs or 2B rows."""
+
+    flips: Tensor  # (B,) uniform: mirror the source encoder's image where < 0.5
+    depth: Tensor  # (B, branches) uniform: stochastic depth
+    timesteps: Tensor  # (2B,) uniform
+    drops: Tensor  # (2B,) uniform
+    vae_noise: Tensor  # (2B, 4, h, w) normal
+    noise: Tensor  # (2B, 4, h, w) normal
+
+    def to(self, device: str | torch.device) -> "Draws":
+        return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+
+
+def draw_step(seed: int, step: int, places: range, config: CFLDConfig) -> Draws:
+    """The draws of the pairs at these places of the global batch: each from a generator of its own."""
+    size = config.image_size // config.vae.factor
+    latents = (2, config.unet.latent_channels, size, size)
+    pairs = []
+    for place in places:
+        g = seeded(seed, step, place)
+        scalars = torch.rand(5, generator=g)
+        depth = torch.rand(2 * sum(config.swin.depths), generator=g)
+        pairs.append((scalars, depth, torch.randn(latents, generator=g), torch.randn(latents, generator=g)))
+    scalars, depth, vae_noise, noise = (torch.stack(x) for x in zip(*pairs, strict=True))
+
+    def rows(x: Tensor) -> Tensor:
+        return rearrange(x, "pairs two ... -> (two pairs) ...")  # all sources, then all targets
+
+    return Draws(scalars[:, 0], depth, rows(scalars[:, 1:3]), rows(scalars[:, 3:5]), rows(vae_noise), rows(noise))
+
+
+def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
+    """images (2B, 3, H, H) uint8, noise (2B, 4, h, w) -> scaled latents (2B, 4, h, w), a few images at a time."""
+    with torch.no_grad():
+        moments = [vae.moments(to_range(chunk)) for chunk in images.split(8)]
+    mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
+    return vae.sample(mean, logvar, noise)
+
+
+def training_loss(
+    model: CFLD, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws, recipe: str
+) -> tuple[Tensor, Tensor]:
+    """Eq. 3 and Eq. 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns the loss and the timesteps
+    (2B,)."""
+    latents = encode(vae, batch.images, draws.vae_noise)
+    timesteps = scheduler.cubic_timesteps(draws.timesteps)
+    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)  # Eq. 1
+
+    source_images = to_range(batch.source_images)
+    source_images = torch.where((draws.flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
+    poses = pose_maps(batch.keypoints, model.config.adapter.pose_size)
+    conditions = model.condition(source_images, poses, draws.depth)
+    conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
+
+    noise_pred = model(noisy_latents, timesteps, conditions)
+    return F.mse_loss(noise_pred.float(), draws.noise), timesteps
+
+
+def vae_loss(vae: VAE, batch: Batch, draws: Draws) -> Tensor:
+    """Absolute error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a batch."""
+    images = to_range(batch.images)
+    mean, logvar = vae.moments(images)
+    mean, logvar = mean.float(), logvar.float()
+    latents = vae.sample(mean, logvar, draws.vae_noise)
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+    return F.l1_loss(vae.decode(latents).float(), images) + KL_WEIGHT * kl
+
+
+def learning_rate(step: int, total: int, options: TrainConfig) -> float:
+    """Linear warm-up from a tenth, constant, and a tenth of it for the rest (Sec. 4.1)."""
+    if step < options.warmup_steps:
+        return options.peak_lr * (0.1 + 0.9 * (step + 1) / options.warmup_steps)
+    return options.peak_lr * (0.1 if step >= options.decay_at * total else 1.0)
+
+
+# Checkpoints. --------------------------------------------------------------------------------------------------------
+
+
+def frozen_hash(*modules: nn.Module) -> str:
+    """A sha256 of every frozen tensor, name and bytes."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: all that changes while training."""
+
+    trained: dict[str, nn.Parameter]
+    averages: dict[str, Tensor]  # empty without --ema
+    optimizer: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+    base: str  # hash of what does not change
+    step: int = 0  # steps done
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint whole or not at all."""
+        tensors = {f"weights/{name}": p.detach() for name, p in self.trained.items()}
+        tensors |= {f"averages/{name}": x for name, x in self.averages.items()}
+        for name, parameter in self.trained.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}/{name}"] = value
+        facts = {"step": self.step, "base": self.base, "scaler": self.scaler.state_dict()}
+        write_tensors(path, tensors, {"cfld": json.dumps(facts)})
+
+    def restore(self, path: Path) -> None:
+        """Read a checkpoint. Raises UserError if it is damaged or of another model or base."""
+        tensors = read_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("cfld", "{}"))
+        if "step" not in facts:
+            raise UserError(f"{path}: must be a checkpoint of cfld.train, found another safetensors file")
+        if facts["base"] != self.base:
+            raise UserError(
+                f"{path}: was trained on frozen weights of sha256 {facts['base'][:12]}..., found {self.base[:12]}...; "
+                f"--init must be the folder that the run began with"
+            )
+        wanted = {f"weights/{name}" for name in self.trained} | {f"averages/{name}" for name in self.averages}
+        if missing := sorted(wanted - tensors.keys()):
+            raise UserError(f"{path}: lacks {len(missing)} tensors of this model (first: {missing[0]})")
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"weights/{name}"])
+                if f"step/{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        key: tensors[f"{key}/{name}"].clone().to("cpu" if key == "step" else parameter.device)
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+            for name, average in self.averages.items():
+                average.copy_(tensors[f"averages/{name}"])
+        self.scaler.load_state_dict(facts["scaler"])
+        self.step = facts["step"]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_*.safetensors"))
+
+
+# Setting up. ---------------------------------------------------------------------------------------------------------
+
+
+def architecture(options: TrainConfig) -> CFLDConfig:
+    """The architecture that --preset or --config says, with the VAE's scale of --init. Raises UserError if --init has
+    another."""
+    config = read_config(options.config) if options.config else PRESETS[options.preset]
+    if options.init is None:
+        return config
+    found = read_config(Path(options.init) / "config.json")
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
+    for name, value in to_dict(config).items():
+        if name != "unet_trainable" and to_dict(found)[name] != value:
+            raise UserError(
+                f"--init {options.init} holds another architecture than --{'config' if options.config else 'preset'} "
+                f"{options.config or options.preset}: {name} is {to_dict(found)[name]} there and {value} here"
+            )
+    return config
+
+
+def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
+    """The modules to train from: of --init where it has them, fresh from the seed where it has not."""
+    torch.manual_seed(options.seed)
+    if options.stage == "vae":
+        return None, VAE(config.vae)
+    if options.init is None:
+        raise UserError(
+            "--stage cfld needs --init DIR: a model folder of public weights (python -m cfld.convert init), "
+            "or, for tiny, the model/ folder that --stage vae made"
+        )
+    if (Path(options.init) / "model.safetensors").is_file():
+        model, vae = load(options.init)
+        model.config = config  # which may differ in unet_trainable
+        model.freeze()
+        return model, vae
+    if config.unet_trainable != "all":
+        raise UserError(
+            f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
+            f"cannot start from nothing; make the folder with python -m cfld.convert init"
+        )
+    vae = VAE(config.vae)
+    path = Path(options.init) / "vae.safetensors"
+    assign(vae, read_tensors(path), path, torch.float32)
+    return CFLD(config), vae
+
+
+def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen matrices and kernels in the dtype that autocast would convert them to at every use."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad and parameter.ndim >= 2:
+            parameter.data = parameter.data.to(dtype)
+
+
+def saved_options(out: Path) -> dict[str, Any]:
+    """The options that a run folder was made with."""
+    content = read_json(out / "config.json")
+    if not isinstance(content, dict) or "options" not in content:
+        raise UserError(f"{out}/config.json must be a run's, found another file; choose another --out")
+    return content["options"]
+
+
+def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> TrainConfig:
+    """Options from the command line, and on --resume from the run itself. Raises UserError where the two disagree, and
+    where a run would be overwritten."""
+    out = Path(given.get("out", TrainConfig.out))
+    if resume is not None and (out / "config.json").is_file():
+        saved = saved_options(out)
+        for name, value in given.items():
+            if name not in FREE_ON_RESUME and saved.get(name) != value:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} differs from {saved.get(name)}, which {out} was begun with: "
+                    f"leave it out to go on, or choose another --out"
+                )
+        if given.keys() & {"steps", "epochs"}:
+            saved |= {"steps": None, "epochs": None}
+        return TrainConfig(**(saved | given))
+    options = TrainConfig(**given)
+    if out.exists() and any(out.iterdir()):
+        if not force:
+            raise UserError(
+                f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
+            )
+        saved_options(out)  # never remove a folder that is not a run
+        shutil.rmtree(out)
+    return options
+
+
+# The loop. -----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One training: what it needs, and the loop."""
+
+    def __init__(self, options: TrainConfig, resume: str | None):
+        self.options, self.out = options, Path(options.out)
+        self.device = pick_device(options.device)
+        self.config = architecture(options)
+        if options.data is None:
+            raise UserError(
+                "--data ROOT is needed: a folder in DeepFashion's layout, prepared by python -m cfld.data prepare ROOT"
+            )
+        self.pairs = FashionPairs(options.data, "train", self.config.image_size, self.config.swin.image_size)
+        if len(self.pairs) < options.global_batch:
+            raise UserError(
+                f"--batch {options.global_batch} must not exceed the {len(self.pairs)} training pairs of {options.data}"
+            )
+        self.total = options.steps or round((options.epochs or 100) * (len(self.pairs) // options.global_batch))
+        self.model, self.vae = build(options, self.config)
+        self.scheduler = Scheduler(self.config.scheduler)
+
+        self.vae.requires_grad_(self.model is None)
+        module: nn.Module = self.vae if self.model is None else self.model
+        self.dtype = PRECISIONS[options.precision]
+        base = frozen_hash(*(m for m in (self.model, self.vae) if m is not None))
+        for frozen in (self.model, self.vae):
+            if frozen is not None:
+                shrink_frozen(frozen, self.dtype)
+                frozen.to(self.device)
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        averages = {name: p.detach().clone() for name, p in trained.items()} if options.ema else {}
+        optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.state = State(trained, averages, optimizer, scaler, base)
+        self.resume(resume)
+
+    def resume(self, resume: str | None) -> None:
+        """Go back to a checkpoint, or begin the run folder."""
+        found = checkpoints(self.out)
+        if resume not in (None, "latest"):
+            self.state.restore(Path(str(resume)))
+        elif resume and found:
+            self.state.restore(found[-1])
+        elif resume:
+            tqdm.write(f"{self.out} holds no checkpoint yet: starting from step 0")
+        log_path = self.out / "log.jsonl"
+        if self.state.step:
+            tqdm.write(f"resuming {self.out} after step {self.state.step}")
+        if log_path.is_file():  # forget what is done again
+            lines = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] <= self.state.step]
+            with atomic(log_path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in lines))
+        options = dataclasses.asdict(self.options)
+        write_json(
+            self.out / "config.json", {"options": options, "model": to_dict(self.config), "base": self.state.base}
+        )
+
+    def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The stage's loss of a micro-batch under autocast, and its timesteps."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.model is None:
+                return vae_loss(self.vae, batch, draws), torch.zeros(0)
+            return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe)
+
+    def train(self) -> None:
+        """Train to the last step, then write the model folder."""
+        options, state = self.options, self.state
+        workers = (4 if self.device.type == "cuda" else 0) if options.workers is None else options.workers
+        batches = step_batches(self.pairs, options.global_batch, options.seed, state.step, self.total, workers)
+        bar = tqdm(batches, desc=options.stage, unit="step", initial=state.step, total=self.total)
+        losses: list[float] = []
+        started, rows = time.perf_counter(), 0
+        for step, batch in zip(range(state.step, self.total), bar, strict=True):
+            # Learning rate: warm-up, constant, a tenth.
+            lr = learning_rate(step, self.total, options)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+
+            # Accumulate: the gradient of the mean over all rows, a part of the batch at a time.
+            state.optimizer.zero_grad(set_to_none=True)
+            loss_sum, first = 0.0, 0
+            for part in batch.split(options.accumulate):
+                draws = draw_step(options.seed, step, range(first, first + len(part)), self.config).to(self.device)
+                loss, timesteps = self.loss(part.to(self.device), draws)
+                if not math.isfinite(loss.item()):
+                    raise UserError(self.not_finite(step, loss.item(), timesteps))
+                state.scaler.scale(loss / options.accumulate).backward()
+                loss_sum, first = loss_sum + loss.item() / options.accumulate, first + len(part)
+
+            # Step.
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.step = step + 1
+
+            # Average.
+            with torch.no_grad():
+                for name, average in state.averages.items():
+                    average.lerp_(state.trained[name], 1 - options.ema)
+
+            # Log.
+            losses.append(loss_sum)
+            rows += 2 * len(batch)
+            bar.set_postfix(loss=f"{loss_sum:.4f}", refresh=False)
+            if options.log_every and state.step % options.log_every == 0:
+                speed = rows / (time.perf_counter() - started)
+                self.log(step=state.step, loss=sum(losses) / len(losses), lr=lr, rows_per_second=speed)
+                losses, started, rows = [], time.perf_counter(), 0
+            if options.sample_every and state.step % options.sample_every == 0:
+                self.sample_grid()
+
+            # Checkpoint.
+            if state.step == self.total or (options.save_every and state.step % options.save_every == 0):
+                self.checkpoint()
+        self.write_model()
+
+    def not_finite(self, step: int, loss: float, timesteps: Tensor) -> str:
+        """What to say when the loss is lost."""
+        last = checkpoints(self.out)
+        return (
+            f"the loss of step {step} must be finite, found {loss} at timesteps {timesteps.tolist()}; nothing was saved "
+            f"over {last[-1] if last else 'any checkpoint'}; resume from there, or begin anew with a lower --lr"
+        )
+
+    def log(self, **values: float) -> None:
+        """Add a line to log.jsonl."""
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({name: float(f"{value:.6g}") if name != "step" else value for name, value in values.items()})
+                + "\n"
+            )
+
+    def checkpoint(self) -> None:
+        """Save the state and forget the oldest checkpoints."""
+        self.state.save(self.out / "checkpoints" / f"step_{self.state.step:08d}.safetensors")
+        for path in checkpoints(self.out)[: -self.options.keep]:
+            path.unlink()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages, if there are any, in the place of the weights."""
+        kept = {name: self.state.trained[name].detach().clone() for name in self.state.averages}
+        with torch.no_grad():
+            for name, average in self.state.averages.items():
+                self.state.trained[name].copy_(average)
+            yield
+            for name, weights in kept.items():
+                self.state.trained[name].copy_(weights)
+
+    def sample_grid(self) -> None:
+        """Write samples/step_*.png: rows of source, pose, truth and result, of the same held-out pairs and the same
+        seeds."""
+        split = "test" if has_pairs(self.pairs.root, "test") else "train"
+        pairs = FashionPairs(self.pairs.root, split, self.config.image_size, self.config.swin.image_size)
+        chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
+        batch = collate(chosen).to(self.device)
+        truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with self.averaged(), autocast, torch.no_grad():
+            if self.model is None:
+                columns = [to_range(truths), self.vae.decode(self.vae.encode(to_range(truths)))]
+            else:
+                seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
+                source_images, steps = to_range(batch.source_images), self.options.sample_steps
+                results = sample(
+                    self.model, self.vae, self.scheduler, source_images, poses, steps=steps, generator=seeds
+                )
+                columns = [to_range(batch.images.chunk(2)[0]), poses[:, :3] * 2 - 1, to_range(truths), results]
+        grid = picture_grid([to_pictures(column, FRAME) for column in columns])
+        save_image(self.out / "samples" / f"step_{self.state.step:08d}.png", grid)
+
+    def write_model(self) -> None:
+        """Write model/: the trained weights (their averages, if there are any) with the frozen ones in their first
+        precision."""
+        folder = self.out / "model"
+        if folder.exists():
+            shutil.rmtree(folder)
+        trained = {
+            n: x.cpu()
+            for n, x in (self.state.averages or {n: p.detach() for n, p in self.state.trained.items()}).items()
+        }
+        self.state.optimizer.state.clear()
+        if self.model is None:
+            self.vae.load_state_dict(trained, strict=False)
+            scale = self.latent_scale()
+            config = dataclasses.replace(self.config, vae=dataclasses.replace(self.config.vae, scale=scale))
+            with atomic(folder) as temporary:
+                temporary.mkdir()
+                write_json(temporary / "config.json", to_dict(config))
+                write_tensors(temporary / "vae.safetensors", self.vae.state_dict())
+        else:
+            model, vae = build(self.options, self.config)
+            assert model is not None
+            model.load_state_dict(trained, strict=False)
+            save(folder, model, vae)
+        tqdm.write(f"wrote {folder}")
+
+    def latent_scale(self) -> float:
+        """One over the standard deviation of this VAE's latents over up to 256 training photos."""
+        means = []
+        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for i in range(0, len(self.pairs), max(1, len(self.pairs) // 256)):
+                means.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device)))[0].float())
+        return float(f"{1 / torch.cat(means).std().item():.5g}")
+
+
+def has_pairs(root: Path, split: str) -> bool:
+    """Whether a split is there."""
+    with contextlib.suppress(UserError):
+        return table_path(root, "pairs", split).is_file() and (root / f"{split}_highres").is_dir()
+    return False
+
+
+def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, bool]:
+    """-> the options given on the command line by name, --resume and --force."""
+    parser = argparse.ArgumentParser("python -m cfld.train", description=__doc__, formatter_class=HelpFormatter)
+    for f in dataclasses.fields(TrainConfig):
+        kind = {"int": int, "float": float}.get(
+            str(f.type).split(" ")[0].removeprefix("<class '").removesuffix("'>"), str
+        )
+        if isinstance(f.type, type):
+            kind = f.type
+        shown = "" if f.default is None else f" (default: {f.default})"
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=f.metadata["help"] + shown,
+            choices=f.metadata.get("choices"),
+            metavar=None if "choices" in f.metadata else f.name.upper(),
+        )
+    parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
+                        help="go on with the run in --out, from its latest checkpoint or this one")  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="start anew although --out holds a run; that run is removed"
+    )
+    given = vars(parser.parse_args(argv))
+    return given, given.pop("resume"), given.pop("force")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    given, resume, force = parse_options(argv)
+    run = Run(settle_options(given, resume, force), resume)
+    counted = sum(p.numel() for p in run.state.trained.values())
+    print(
+        f"{run.options.stage}: {counted:,} parameters train, {run.total:,} steps of {run.options.global_batch} pairs, "
+        f"{run.device}"
+    )
+    run.train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
