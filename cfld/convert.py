@@ -81,6 +81,8 @@ UNET_LDM: Rules = [  # blocks are numbered through: 3 a level on the way down, 3
     *[(f"output_blocks.{3 * i + 2}.2",     f"up.{i}.upsample") for i in range(1, 3)],
     *[(f"output_blocks.{3 * i + j}.0",     f"up.{i}.resnets.{j}") for i in range(4) for j in range(3)],
     *[(f"output_blocks.{3 * i + j}.1",     f"up.{i}.attentions.{j}") for i in range(1, 4) for j in range(3)],
+    ("transformer_blocks.0.norm1", "block.norm1"),  # not that of a residual block, below
+    ("transformer_blocks.0.norm2", "block.norm2"),
     ("in_layers.0",          "norm1"),
     ("in_layers.2",          "conv1"),
     ("emb_layers.1",         "time_proj"),
@@ -288,10 +290,9 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def read_component(path: str | Path, component: str) -> dict[str, Tensor]:
-    """The tensors of a component in a public file under our names, whatever its layout. Logs the layout and what was
-    dropped; raises UserError if the file holds another component or a tensor that no rule explains."""
-    tensors = read_tensors(path)
+def to_ours(tensors: dict[str, Tensor], component: str, path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a component in a public file under our names, whatever its layout; a name that no rule explains is
+    kept, for assign() to complain of. Logs the layout and what was dropped. Raises UserError for another component."""
     matches = [layout for layout in LAYOUTS if layout.signature in tensors]
     layout = next((layout for layout in matches if layout.component == component), None)
     if layout is None:
@@ -317,17 +318,17 @@ def read_component(path: str | Path, component: str) -> dict[str, Tensor]:
     return result
 
 
-def resize_bias_tables(tensors: dict[str, Tensor], module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def resize_bias_tables(tensors: dict[str, Tensor], swin: Swin) -> dict[str, Tensor]:
     """Resize each table of relative positions to the module's window: (s*s, heads) -> (S*S, heads), bicubic."""
     resized = dict(tensors)
-    for name, parameter in module.named_parameters():
-        table = tensors.get(prefix + name)
+    for name, parameter in swin.named_parameters():
+        table = tensors.get(name)
         if not name.endswith("bias_table") or table is None or table.shape == parameter.shape or table.ndim != 2:
             continue
         old, new = round(len(table) ** 0.5), round(len(parameter) ** 0.5)
         grid = table.float().T.reshape(1, -1, old, old)
         grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-        resized[prefix + name] = grid.reshape(-1, new * new).T.to(table.dtype)
+        resized[name] = grid.reshape(-1, new * new).T.to(table.dtype)
     return resized
 
 
@@ -335,7 +336,7 @@ def load_unet(path: str | Path, config: UNetConfig = UNetConfig(), dtype: torch.
     """A UNet from any public layout. Raises UserError unless the file holds exactly this UNet."""
     with torch.device("meta"):
         unet = UNet(config)
-    assign(unet, read_component(path, "UNet"), path, dtype)
+    assign(unet, to_ours(read_tensors(path), "UNet", path), path, dtype)
     return unet
 
 
@@ -343,7 +344,7 @@ def load_vae(path: str | Path, config: VAEConfig = VAEConfig(), dtype: torch.dty
     """A VAE from any public layout. Raises UserError unless the file holds exactly this VAE."""
     with torch.device("meta"):
         vae = VAE(config)
-    assign(vae, read_component(path, "VAE"), path, dtype)
+    assign(vae, to_ours(read_tensors(path), "VAE", path), path, dtype)
     return vae
 
 
@@ -352,7 +353,7 @@ def load_swin(path: str | Path, config: SwinConfig = SwinConfig(), dtype: torch.
     fits."""
     with torch.device("meta"):
         swin = Swin(config)
-    assign(swin, resize_bias_tables(read_component(path, "Swin"), swin), path, dtype)
+    assign(swin, resize_bias_tables(to_ours(read_tensors(path), "Swin", path), swin), path, dtype)
     return swin
 
 
@@ -362,8 +363,9 @@ def load_official(
     """The whole model from the two files of an official checkpoint. Raises UserError unless they fit the config."""
     with torch.device("meta"):
         model = CFLD(config)
-    tensors = read_component(model_path, "CFLD")
-    tensors |= {f"unet.{name}": tensor for name, tensor in read_component(unet_path, "UNet").items()}
+    tensors = to_ours(read_tensors(model_path), "CFLD", model_path)
+    unet_tensors = to_ours(read_tensors(unet_path), "UNet", unet_path)
+    tensors |= {f"unet.{name}": tensor for name, tensor in unet_tensors.items()}
     assign(model, tensors, f"{model_path} with {unet_path}", dtype)
     model.freeze()
     return model

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -107,32 +107,64 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path}: not a readable picture ({error}): replace the file") from None
 
 
+def check_picture_name(path: str | Path) -> None:
+    """Raise UserError unless the name ends as a picture's."""
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{path}: a picture's name must end in .png or .jpg, found {Path(path).suffix!r}")
+
+
 def save_image(path: str | Path, image: Image.Image) -> None:
     """Write a picture atomically; the format follows the name."""
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"{path}: pictures are written as .png or .jpg, found the ending {path.suffix!r}")
+    check_picture_name(path)
     with atomic(path) as temporary:
         image.save(temporary)
 
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+
+
+def read_safetensors(path: str | Path, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file on the CPU, floating-point ones in the dtype if one is given, and its metadata.
+
+    Each is read and converted in turn: a mapped file's pages would count as memory, 4 GB beside the model's own.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as checked:  # the library checks header, types, offsets and length
+            metadata = checked.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}): download or copy it again") from None
+    tensors = {}
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            buffer = bytearray(end - begin)
+            file.seek(8 + header_size + begin)
+            file.readinto(buffer)
+            tensor = torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]]) if buffer else torch.empty(0)
+            tensor = tensor.reshape(entry["shape"])
+            tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    return tensors, metadata
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of a pickle that holds tensors only (weights_only=True), on the CPU. They
-    are mapped, not read: bytes come from the disk when a tensor is used."""
+    """The tensors of a safetensors file, or of a pickle that holds tensors only (weights_only=True), on the CPU."""
     path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}): download or copy it again") from None
     except Exception as error:  # torch.load raises whatever the unpickler meets first
         reason = str(error).split("\n")[0][:200]
-        raise UserError(
-            f"{path}: not a whole checkpoint of plain tensors ({reason}): download or copy it again"
-        ) from None
+        raise UserError(f"{path}: not a whole checkpoint of plain tensors ({reason}): copy it again") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

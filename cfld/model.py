@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cfld.adapter import PoseAdapter
 from cfld.config import CFLDConfig, read_config, to_dict
-from cfld.files import UserError, atomic, read_tensors, write_json, write_tensors
+from cfld.files import UserError, atomic, read_safetensors, write_json, write_tensors
 from cfld.hga import HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.swin import Swin
@@ -160,8 +160,8 @@ def load(
     config = read_config(folder / "config.json")
     with torch.device("meta"):
         model, vae = CFLD(config), VAE(config.vae)
-    assign(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors", dtype)
-    assign(vae, read_tensors(folder / "vae.safetensors"), folder / "vae.safetensors", dtype)
+    for module, path in ((model, folder / "model.safetensors"), (vae, folder / "vae.safetensors")):
+        assign(module, read_safetensors(path, dtype)[0], path)
     model.freeze()
     return model.to(device).eval(), vae.to(device).eval()
 

@@ -159,6 +159,8 @@ def read_openpose(path: str | Path, pose_size: tuple[int, int] | None = None) ->
         points = points[list(BODY_25)]
     if "canvas_height" in content and "canvas_width" in content:
         frame = (content["canvas_height"], content["canvas_width"])
+        if not all(isinstance(side, (int, float)) and side > 0 for side in frame):
+            raise UserError(f"{path}: canvas_height and canvas_width must be positive numbers, found {frame}")
     elif pose_size is not None:
         frame = pose_size
     else:

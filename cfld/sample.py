@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfld.data import to_range, to_square
-from cfld.files import HelpFormatter, UserError, command, read_image, refuse_overwrite, save_image
+from cfld.files import HelpFormatter, UserError, check_picture_name, command, read_image, refuse_overwrite, save_image
 from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
-from cfld.scheduler import Scheduler
+from cfld.scheduler import Scheduler, SchedulerConfig
 from cfld.vae import VAE
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -247,9 +247,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
     options = parser.parse_args(argv)
 
+    if not 1 <= options.steps < SchedulerConfig.num_timesteps:
+        raise UserError(f"--steps must be within 1 .. {SchedulerConfig.num_timesteps - 1}, found {options.steps}")
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     for path in outs:
+        check_picture_name(path)
         refuse_overwrite(path, options.force)
     photo = read_image(options.source)
     pose_size = options.pose_size and options.pose_size[::-1]

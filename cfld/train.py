@@ -29,7 +29,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -41,7 +40,7 @@ from cfld.files import (
     atomic,
     command,
     read_json,
-    read_tensors,
+    read_safetensors,
     save_image,
     write_json,
     write_tensors,
@@ -245,9 +244,8 @@ class State:
 
     def restore(self, path: Path) -> None:
         """Read a checkpoint. Raises UserError if it is damaged or of another model or base."""
-        tensors = read_tensors(path)
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("cfld", "{}"))
+        tensors, metadata = read_safetensors(path)
+        facts = json.loads(metadata.get("cfld", "{}"))
         if "step" not in facts:
             raise UserError(f"{path}: must be a checkpoint of cfld.train, found another safetensors file")
         if facts["base"] != self.base:
@@ -319,7 +317,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
         )
     vae = VAE(config.vae)
     path = Path(options.init) / "vae.safetensors"
-    assign(vae, read_tensors(path), path, torch.float32)
+    assign(vae, read_safetensors(path, torch.float32)[0], path)
     return CFLD(config), vae
 
 
@@ -485,8 +483,8 @@ class Run:
         """What to say when the loss is lost."""
         last = checkpoints(self.out)
         return (
-            f"the loss of step {step} must be finite, found {loss} at timesteps {timesteps.tolist()}; nothing was saved "
-            f"over {last[-1] if last else 'any checkpoint'}; resume from there, or begin anew with a lower --lr"
+            f"the loss of step {step} must be finite, found {loss} at timesteps {timesteps.tolist()}; "
+            f"nothing was saved over {last[-1] if last else 'any checkpoint'}; begin anew with a lower --lr"
         )
 
     def log(self, **values: float) -> None:
@@ -546,7 +544,8 @@ class Run:
             n: x.cpu()
             for n, x in (self.state.averages or {n: p.detach() for n, p in self.state.trained.items()}).items()
         }
-        self.state.optimizer.state.clear()
+        self.state.optimizer.state.clear()  # its memory makes room for the frozen weights
+        self.state.optimizer.zero_grad(set_to_none=True)
         if self.model is None:
             self.vae.load_state_dict(trained, strict=False)
             scale = self.latent_scale()

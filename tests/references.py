@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data"
 
-# torchvision, which timm imports, needs its operators even where torch is a CPU build and torchvision's binary does not load.
+# torchvision, which timm imports, wants its operators declared where its binary does not load (a CPU build of torch).
 _operators = torch.library.Library("torchvision", "DEF")
 for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
                 "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
@@ -49,8 +49,8 @@ def assert_parity(
     inputs: list[Tensor],
     tolerance: float = 1e-5,
 ) -> None:
-    """Load theirs into ours through the shipping rules, then compare outputs, and the gradients of a random sum of them by
-    every parameter and every input."""
+    """Load theirs into ours through the shipping rules, then compare outputs, and the gradients of a random sum of them
+    by every parameter and every input."""
     from cfld.model import assign
 
     randomise(theirs)
@@ -82,7 +82,7 @@ class BiasedAttention:
     def __init__(self, bias: Tensor):
         self.bias = bias
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):  # type: ignore[no-untyped-def]
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         query = attn.to_q(hidden_states) + self.bias
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
@@ -90,7 +90,7 @@ class BiasedAttention:
         return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(scores @ value)))
 
 
-def diffusers_unet(channels: tuple[int, ...], context_width: int, groups: int = 32):  # type: ignore[no-untyped-def]
+def diffusers_unet(channels: tuple[int, ...], context_width: int, groups: int = 32):
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -105,7 +105,7 @@ def diffusers_unet(channels: tuple[int, ...], context_width: int, groups: int = 
     )
 
 
-def diffusers_vae(channels: tuple[int, ...], groups: int = 32):  # type: ignore[no-untyped-def]
+def diffusers_vae(channels: tuple[int, ...], groups: int = 32):
     from diffusers import AutoencoderKL
 
     levels = len(channels)

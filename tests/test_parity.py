@@ -36,12 +36,12 @@ from cfld.unet import UNet, UNetConfig
 from cfld.vae import VAE, VAEConfig
 
 
-def by(rules: Rules):  # type: ignore[no-untyped-def]
+def by(rules: Rules):
     """The translation of a state dict by a table of the shipping converter."""
     return lambda tensors: {rename(name, dict(rules)): tensor for name, tensor in tensors.items()}
 
 
-# UNet. ------------------------------------------------------------------------------------------------------------------
+# UNet. ---------------------------------------------------------------------------------------------------------------
 
 CHANNELS, CONTEXT = (32, 64, 96, 96), 48
 CONFIG = UNetConfig(channels=CHANNELS, context_width=CONTEXT, groups=8)
@@ -85,7 +85,7 @@ def test_a_pose_enters_the_second_skip_of_its_block_and_not_the_first() -> None:
     assert torch.allclose(plain[1] + 1, posed[1])
 
 
-# VAE. -------------------------------------------------------------------------------------------------------------------
+# VAE. ----------------------------------------------------------------------------------------------------------------
 
 
 def test_vae_encoder_and_decoder_equal_diffusers() -> None:
@@ -120,7 +120,7 @@ def test_log_variances_are_clamped() -> None:
     assert vae.moments(noise(1, 3, 16, 16))[1].max() == 20
 
 
-# Swin. ------------------------------------------------------------------------------------------------------------------
+# Swin. ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("image_size", "window"), [(64, 4), (128, 16), (64, 16)], ids=["4", "16", "all clamped"])
@@ -148,7 +148,7 @@ def test_the_four_maps_of_swin_equal_timm(image_size: int, window: int) -> None:
     )
 
 
-def test_the_maps_of_swin_equal_transformers_through_its_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_maps_of_swin_equal_transformers_through_its_file(tmp_path) -> None:
     from transformers import SwinConfig as TheirConfig
     from transformers import SwinForImageClassification
 
@@ -185,7 +185,7 @@ def test_stochastic_depth_drops_the_rows_that_its_draws_say_and_scales_the_other
     assert torch.allclose(half, (merged + last.mlp(last.norm2(merged)) / 0.6).permute(0, 3, 1, 2), atol=1e-5)
 
 
-# PRD, HGA, pose adapter. ------------------------------------------------------------------------------------------------
+# PRD, HGA, pose adapter. ---------------------------------------------------------------------------------------------
 
 
 def test_one_prd_block_equals_its_reference() -> None:
@@ -236,11 +236,11 @@ def test_the_pose_adapter_equals_its_reference() -> None:
     assert_parity(ours, reference, by(ADAPTER_OFFICIAL), run(ours), run(reference), [noise(2, 21, 64, 64)])
 
 
-# Scheduler. -------------------------------------------------------------------------------------------------------------
+# Scheduler. ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def ddpm():  # type: ignore[no-untyped-def]
+def ddpm():
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
@@ -249,7 +249,7 @@ def ddpm():  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-def test_alpha_bars_and_added_noise_equal_diffusers(ddpm) -> None:  # type: ignore[no-untyped-def]
+def test_alpha_bars_and_added_noise_equal_diffusers(ddpm) -> None:
     ours, timesteps = Scheduler(), torch.arange(0, 1000, 37)
     latents, eps = noise(len(timesteps), 4, 8, 8), noise(len(timesteps), 4, 8, 8, seed=1)
     assert relative_error(ours.alpha_bars, ddpm.alphas_cumprod) <= 1e-6
@@ -257,7 +257,7 @@ def test_alpha_bars_and_added_noise_equal_diffusers(ddpm) -> None:  # type: igno
 
 
 @pytest.mark.parametrize("steps", [50, 7, 1])
-def test_timesteps_and_every_ddpm_step_equal_diffusers(ddpm, steps: int, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_timesteps_and_every_ddpm_step_equal_diffusers(ddpm, steps: int, monkeypatch) -> None:
     ours, latents = Scheduler(), noise(2, 4, 8, 8)
     ddpm.set_timesteps(steps)
     timesteps = ours.sampling_timesteps(steps)

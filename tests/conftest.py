@@ -1,0 +1,74 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from references import DATA, randomise
+
+from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig
+from cfld.data import prepare
+from cfld.model import save
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same classes, small enough to train a few steps within a second.
+MICRO = CFLDConfig(
+    image_size=64,
+    unet_trainable="cross_kv",
+    unet=UNetConfig(channels=(16, 16, 32, 32), num_heads=2, context_width=16, groups=8),
+    vae=VAEConfig(channels=(8, 8, 16, 16), groups=8),
+    swin=SwinConfig(image_size=32, width=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4), window=4),
+    prd=PRDConfig(num_queries=3, width=16, depth=1, num_heads=2, source_width=128, source_positions=1),
+    hga=HGAConfig(source_widths=(16, 32, 64), output_widths=(32, 16, 16), depth=1, head_width=8),
+    adapter=AdapterConfig(pose_size=32, channels=(16, 16, 32), groups=8),
+)
+
+
+def micro_model(seed: int = 0) -> tuple[CFLD, VAE]:
+    """A MICRO model and its VAE with random weights, none of them zero."""
+    model, vae = CFLD(MICRO), VAE(MICRO.vae)
+    randomise(model, seed), randomise(vae, seed + 1)
+    model.freeze()
+    return model.eval(), vae.eval()
+
+
+@pytest.fixture(scope="session")
+def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of MICRO."""
+    folder = tmp_path_factory.mktemp("models") / "micro"
+    save(folder, *micro_model())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_json(micro_folder: Path) -> str:
+    return str(micro_folder / "config.json")
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample photos, prepared. Tests only read it."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("data") / "fashion sample"
+    shutil.copytree(DATA / "fashion", root)
+    prepare(root)
+    return root
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]):
+    """Run a command that must fail as a user's mistake: exit code 2, one line of error that holds these words."""
+
+    def check(main, *argv: object, words: list[str]) -> str:
+        capsys.readouterr()
+        assert main([str(a) for a in argv]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        for word in words:
+            assert word in lines[0], (word, lines[0])
+        return lines[0]
+
+    return check

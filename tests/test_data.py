@@ -1,0 +1,149 @@
+"""DeepFashion's layout: flattening, checking, pairs, and the order of training."""
+
+import os
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from references import DATA
+
+from cfld.data import FashionPairs, StepOrder, collate, flat_name, main, prepare, step_batches, to_range
+from cfld.files import UserError
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """The sample photos as they are unpacked."""
+    root = tmp_path / "my data" / "unpacked"
+    shutil.copytree(DATA / "fashion", root)
+    return root
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("WOMEN/Tees_Tanks/id_00007838/05_7_additional.jpg", "fashionWOMENTees_Tanksid0000783805_7additional.jpg"),
+        ("MEN/Denim/id_00000080/01_1_front.jpg", "fashionMENDenimid0000008001_1front.jpg"),
+        ("WOMEN/Graphic_Tees/id_00001234/02_6_flat.jpg", "fashionWOMENGraphic_Teesid0000123402_6flat.jpg"),
+    ],
+)
+def test_names_are_flattened_as_the_lists_have_them(path: str, name: str) -> None:
+    assert flat_name(Path(path)) == name
+
+
+def test_preparing_flattens_links_and_counts(raw: Path) -> None:
+    counts = prepare(raw)
+    assert counts["train photos"] == 52 and counts["test photos"] == 10
+    assert counts["train pairs"] == 200 and counts["test pairs"] == 16
+    assert counts["train photos without annotation"] == 2  # product shots
+    first = raw / "MEN" / "Jackets_Vests" / "id_00800001" / "01_1_front.jpg"
+    assert os.path.samefile(first, raw / "train_highres" / flat_name(first.relative_to(raw)))
+    assert prepare(raw) == counts  # again
+
+
+def test_the_other_spelling_of_the_files_is_read(raw: Path) -> None:
+    for path in raw.glob("fasion-*"):
+        path.rename(path.with_name(path.name.replace("fasion", "fashion")))
+    assert prepare(raw)["train pairs"] == 200
+
+
+def test_a_missing_photo_is_named_with_its_line(raw: Path, fails) -> None:
+    name = (raw / "train.lst").read_text().splitlines()[6]
+    (raw / "train.lst").write_text(
+        (raw / "train.lst").read_text().replace(name, "fashionMENDenimid0000000101_1front.jpg")
+    )
+    fails(main, "prepare", raw, words=["train.lst, line 7", "fashionMENDenimid0000000101_1front.jpg"])
+
+
+def test_a_joint_list_of_17_is_named_with_its_line(raw: Path, fails) -> None:
+    edit(raw / "fasion-resize-annotation-train.csv", ": [", ": [3, ")
+    fails(main, "prepare", raw, words=["fasion-resize-annotation-train.csv, line 2", "18 numbers, found 19"])
+    path = raw / "fasion-resize-annotation-test.csv"
+    line = path.read_text().splitlines()[1]
+    edit(path, line, line[: line.rindex(",")] + "]")
+    shutil.copy(DATA / "fashion" / "fasion-resize-annotation-train.csv", raw)
+    fails(main, "prepare", raw, words=["fasion-resize-annotation-test.csv, line 2", "18 numbers, found 17"])
+
+
+def test_a_pair_of_a_photo_that_is_not_listed_or_not_annotated_is_named(raw: Path, fails) -> None:
+    pairs = raw / "fasion-resize-pairs-train.csv"
+    text = pairs.read_text()
+    pairs.write_text(text + "nobody.jpg,nobody.jpg\n")
+    fails(main, "prepare", raw, words=["pairs-train.csv, line 202", "nobody.jpg", "train.lst"])
+    flat = next(name for name in (raw / "train.lst").read_text().split() if "6flat" in name)
+    pairs.write_text(text + f"{flat},{flat}\n")
+    fails(main, "prepare", raw, words=["pairs-train.csv, line 202", flat, "annotation"])
+
+
+def test_other_mistakes_are_one_line(raw: Path, tmp_path: Path, fails) -> None:
+    fails(main, "prepare", tmp_path / "nowhere", words=["nowhere", "no such folder"])
+    (raw / "fasion-resize-pairs-test.csv").unlink()
+    fails(main, "prepare", raw, words=["fasion-resize-pairs-test.csv", "fashion-resize-pairs-test.csv"])
+    (raw / "test.lst").unlink()
+    fails(main, "prepare", raw, words=["test.lst", "no such file"])
+
+
+def test_a_pair_is_pils_bicubic_stretch_to_squares(fashion: Path) -> None:
+    pairs = FashionPairs(fashion, "train", 128, 64)
+    source_image, source, target, source_keypoints, _ = pairs[0]
+    name = pairs.pairs[0][0]
+    photo = Image.open(fashion / "train_highres" / name).convert("RGB")
+    assert photo.size == (176, 256)
+    assert np.array_equal(source.permute(1, 2, 0), np.array(photo.resize((128, 128), Image.Resampling.BICUBIC)))
+    assert source_image.shape == (3, 64, 64) and target.shape == (3, 128, 128)
+    assert source_keypoints.shape == (18, 2)
+    assert to_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_a_batch_has_all_sources_first_and_splits_into_whole_pairs(fashion: Path) -> None:
+    pairs = FashionPairs(fashion, "train", 32, 32)
+    batch = collate([pairs[i] for i in range(4)])
+    assert torch.equal(batch.images[1], pairs[1][1]) and torch.equal(batch.images[4 + 1], pairs[1][2])
+    parts = list(batch.split(2))
+    assert torch.equal(parts[1].images[0], pairs[2][1]) and torch.equal(parts[1].images[2], pairs[2][2])
+    assert torch.equal(parts[1].keypoints[3], pairs[3][4])
+
+
+def test_a_missing_or_unreadable_photo_is_named(raw: Path) -> None:
+    prepare(raw)
+    name = FashionPairs(raw, "train", 32, 32).pairs[0][0]
+    path = raw / "train_highres" / name
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:500])
+    with pytest.raises(UserError, match=name):
+        FashionPairs(raw, "train", 32, 32)[0]
+    path.unlink()
+    with pytest.raises(UserError, match=rf"1 photos .*{name}.*prepare"):
+        FashionPairs(raw, "train", 32, 32)
+    shutil.rmtree(raw / "train_highres")
+    with pytest.raises(UserError, match=r"train_highres.*prepare"):
+        FashionPairs(raw, "train", 32, 32)
+
+
+def test_an_epoch_shows_every_pair_once_and_drops_the_partial_batch() -> None:
+    steps = list(StepOrder(pairs=10, batch=3, seed=0, start=0, stop=6))
+    first, second = list(chain(*steps[:3])), list(chain(*steps[3:]))
+    assert len(set(first)) == len(set(second)) == 9
+    assert first != second
+    assert first != list(chain(*StepOrder(10, 3, 1, 0, 3)))
+
+
+def test_a_run_that_begins_in_the_middle_sees_what_the_whole_run_saw() -> None:
+    assert list(StepOrder(10, 3, 0, 4, 9)) == list(StepOrder(10, 3, 0, 0, 9))[4:]
+
+
+def test_workers_do_not_change_the_batches(fashion: Path) -> None:
+    pairs = FashionPairs(fashion, "train", 32, 32)
+    for alone, shared in zip(step_batches(pairs, 4, 0, 0, 3, 0), step_batches(pairs, 4, 0, 0, 3, 2), strict=True):
+        assert torch.equal(alone.images, shared.images)

@@ -1,0 +1,204 @@
+"""The composed model: sizes, seams, conditions, dropping, folders."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MICRO, micro_model
+from references import noise
+
+import cfld
+from cfld.config import SD15, TINY, from_dict, read_config, to_dict
+from cfld.files import UserError
+from cfld.model import CFLD, load, save
+from cfld.vae import VAE
+
+
+def count(module: torch.nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+@pytest.fixture(scope="module")
+def full() -> CFLD:
+    with torch.device("meta"):
+        return CFLD(SD15)
+
+
+def test_full_width_parameter_counts_are_the_papers(full: CFLD) -> None:
+    assert count(full.source_encoder) == 86_991_864
+    assert count(full.hga) == 22_549_632
+    assert count(full.prd) == 97_712_128
+    assert count(full.pose_adapter) == 30_636_480
+    assert count(full.unet) == 859_520_964
+    with torch.device("meta"):
+        assert count(VAE()) == 83_653_863
+
+
+def test_248_million_parameters_train_and_18_tensors_of_the_unet(full: CFLD) -> None:
+    assert count(full, trainable=True) == 248_224_312
+    names = [name for name, p in full.unet.named_parameters() if p.requires_grad]
+    assert len(names) == 18
+    assert count(full.unet, trainable=True) == 10_321_920
+    assert all(name.startswith("up.") and name.endswith(("cross_attention.to_k.weight", "cross_attention.to_v.weight"))
+               for name in names)  # fmt: skip
+
+
+def test_the_trainable_set_follows_the_config() -> None:
+    with torch.device("meta"):
+        with_queries = CFLD(dataclasses.replace(SD15, unet_trainable="cross_qkv"))
+        everything = CFLD(dataclasses.replace(SD15, unet_trainable="all"))
+    to_q = count(with_queries.unet, trainable=True) - 10_321_920
+    assert to_q == 3 * (1280**2 + 640**2 + 320**2)
+    assert count(everything.unet, trainable=True) == 859_520_964
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("prd.width", 24, ["prd.width 24", "unet.context_width 16"]),
+        ("hga.output_widths", [16, 16, 32], ["hga.output_widths (16, 16, 32)", "(32, 16, 16)"]),
+        ("hga.source_widths", [16, 32, 32], ["hga.source_widths (16, 32, 32)", "(16, 32, 64)"]),
+        ("hga.branches", 2, ["hga.branches 2", "3"]),
+        ("adapter.channels", [16, 32, 32], ["adapter.channels (16, 32, 32)", "(16, 16, 32)"]),
+        ("adapter.pose_size", 64, ["adapter.pose_size 64 / 4 = 16.0", "image_size 64 / 8 = 8.0"]),
+        ("swin.image_size", 64, ["prd.source_positions 1", "4"]),
+        ("image_size", 128, ["image_size 128 / 8 = 16.0"]),
+        ("prd.source_width", 64, ["prd.source_width 64", "128"]),
+        ("unet.channels", [16, 16, 32, 36], ["unet.channels", "36"]),
+        ("unet.latent_channels", 8, ["vae.latent_channels 4", "unet.latent_channels 8"]),
+        ("unet_trainable", "none", ["unet_trainable", "none"]),
+        ("unet.width", 3, ["unknown field unet.width"]),
+        ("prd.depth", "four", ["prd.depth must be int", "'four'"]),
+        ("unet.channels", 3, ["unet.channels must be a list", "3"]),
+    ],
+)
+def test_a_wrong_seam_names_both_sides(path: str, value: object, words: list[str], tmp_path: Path) -> None:
+    values = json.loads(json.dumps(to_dict(MICRO)))
+    at = values
+    *parents, last = path.split(".")
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        read_config(file)
+    for word in [str(file), *words]:
+        assert word in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("config", [SD15, TINY, MICRO], ids=["sd15", "tiny", "micro"])
+def test_a_config_survives_json(config: cfld.CFLDConfig) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_tiny_has_the_shapes_it_promises() -> None:
+    assert (TINY.image_size, TINY.adapter.pose_size, TINY.swin.image_size) == (128, 64, 64)
+    assert TINY.image_size // TINY.vae.factor == 16
+    assert TINY.unet_trainable == "all"
+
+
+def test_one_source_serves_many_poses_and_rows_cycle_through_sources() -> None:
+    model, _ = micro_model()
+    sources, poses = noise(2, 3, 32, 32), noise(4, 21, 32, 32, seed=1)
+    with torch.no_grad():
+        both = model.condition(sources, poses)
+        for row in range(4):
+            alone = model.condition(sources[row % 2][None], poses[row][None])
+            assert torch.allclose(both.prompt[row], alone.prompt[0], atol=1e-5)
+            assert all(
+                torch.allclose(a[row], b[0], atol=1e-5)
+                for a, b in zip(both.query_biases, alone.query_biases, strict=True)
+            )
+            assert all(
+                torch.allclose(a[row], b[0], atol=1e-4)
+                for a, b in zip(both.pose_features, alone.pose_features, strict=True)
+            )
+    with pytest.raises(ValueError, match="multiple"):
+        model.condition(sources, poses[:3])
+
+
+def test_the_paper_recipe_drops_source_and_pose_and_the_released_one_the_prompt_alone() -> None:
+    model, _ = micro_model()
+    conditions = model.condition(noise(2, 3, 32, 32), noise(2, 21, 32, 32, seed=1))
+    dropped = torch.tensor([True, False])
+    for recipe in ("paper", "released"):
+        result = model.drop(conditions, dropped, recipe)
+        assert torch.equal(result.prompt[0], model.null_prompt[0])
+        assert torch.equal(result.prompt[1], conditions.prompt[1])
+        for before, after in zip(
+            conditions.pose_features + conditions.query_biases, result.pose_features + result.query_biases, strict=True
+        ):
+            assert torch.equal(after[1], before[1])
+            assert torch.equal(after[0], torch.zeros_like(after[0]) if recipe == "paper" else before[0])
+    with pytest.raises(ValueError, match="official"):
+        model.drop(conditions, dropped, "official")
+
+
+def test_a_dropped_row_equals_absent_conditions() -> None:
+    model, _ = micro_model()
+    conditions = model.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32, seed=1))
+    latents, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
+    zeros = model(latents, timesteps, model.drop(conditions, torch.tensor([True]), "paper"))
+    absent = model(latents, timesteps, cfld.Conditions(model.null_prompt, None, None))
+    assert torch.allclose(zeros, absent, atol=1e-6)
+
+
+def test_forward_changes_none_of_its_arguments() -> None:
+    model, _ = micro_model()
+    conditions = model.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32, seed=1))
+    latents = noise(1, 4, 8, 8)
+    kept = [x.clone() for x in (latents, conditions.prompt, *conditions.pose_features, *conditions.query_biases)]
+    model(latents, torch.tensor([500]), conditions)
+    now = (latents, conditions.prompt, *conditions.pose_features, *conditions.query_biases)
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+
+
+def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
+    model, vae = micro_model(3)
+    cfld.save(tmp_path / "m", model, vae)
+    loaded, loaded_vae = cfld.load(tmp_path / "m")
+    assert loaded.config == model.config
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "vae.safetensors"]
+    for ours, theirs in ((model, loaded), (vae, loaded_vae)):
+        for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert torch.equal(a, b), name
+    trained = [name for name, p in loaded.named_parameters() if p.requires_grad]
+    assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
+    images = loaded.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32))  # no buffer was left on the meta device
+    assert torch.equal(images.prompt, model.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32)).prompt)
+
+
+def test_a_model_folder_is_not_overwritten(micro_folder: Path) -> None:
+    with pytest.raises(UserError, match="already exists"):
+        save(micro_folder, *micro_model())
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "vae.safetensors"])
+def test_half_a_model_folder_names_what_is_missing(micro_folder: Path, tmp_path: Path, missing: str) -> None:
+    shutil.copytree(micro_folder, tmp_path / "half")
+    (tmp_path / "half" / missing).unlink()
+    with pytest.raises(UserError, match=missing):
+        load(tmp_path / "half")
+
+
+def test_a_truncated_file_and_a_foreign_file_are_named(micro_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(micro_folder, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"PK\x03\x04 not tensors at all" * 10, b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            load(tmp_path / "m")
+
+
+def test_weights_of_another_width_are_refused_with_both_shapes(micro_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(micro_folder, tmp_path / "m")
+    values = json.loads((tmp_path / "m" / "config.json").read_text())
+    values["prd"]["num_queries"] = 5
+    (tmp_path / "m" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"another shape .*\(1, 5, 16\) expected, \(1, 3, 16\) found"):
+        load(tmp_path / "m")

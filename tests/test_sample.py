@@ -1,0 +1,149 @@
+"""Guidance, sampling and its command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import micro_model
+from PIL import Image
+from references import DATA, noise, relative_error
+
+import cfld
+from cfld.model import CFLD, Conditions
+from cfld.sample import guidance, main, sample, to_pictures
+from cfld.scheduler import Scheduler
+
+CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"
+NAMES = [line.split(":")[0] for line in CSV.read_text().splitlines()[1:]]
+PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
+
+
+def inputs(model: CFLD) -> tuple[torch.Tensor, torch.Tensor]:
+    return noise(2, 3, 32, 32), noise(2, 21, 32, 32, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("pose_scale", "appearance_scale", "rows"),
+    [(2.0, 2.0, 2), (1.0, 1.0, 1), (3.0, 1.5, 3), (2.0, 0.0, 2), (0.0, 0.0, 1)],
+)
+@torch.no_grad()
+def test_rows_of_weight_zero_are_not_computed_and_the_rest_equals_equation_7(
+    pose_scale: float, appearance_scale: float, rows: int
+) -> None:
+    model, _ = micro_model()
+    conditions = model.condition(*inputs(model))
+    weights, stacked = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
+    assert len(weights) == rows and len(stacked.prompt) == 2 * rows
+    latents, timesteps = noise(2, 4, 8, 8), torch.tensor([500, 500])
+    null = model.null_prompt.expand(2, -1, -1)
+    uncond = model(latents, timesteps, Conditions(null, None, None))
+    pose = model(latents, timesteps, Conditions(null, conditions.pose_features, None))
+    full = model(latents, timesteps, conditions)
+    expected = uncond + pose_scale * (pose - uncond) + appearance_scale * (full - pose)  # Eq. 7 as printed
+    parts = model(latents.repeat(rows, 1, 1, 1), timesteps.repeat(rows), stacked).chunk(rows)
+    assert relative_error(sum(w * eps for w, eps in zip(weights, parts, strict=True)), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_sampling_equals_the_three_row_loop_written_out() -> None:
+    model, vae = micro_model()
+    sources, poses = inputs(model)
+    scheduler = Scheduler()
+    ours = sample(model, vae, scheduler, sources, poses, steps=4, generator=torch.Generator().manual_seed(3))
+    g, conditions = torch.Generator().manual_seed(3), model.condition(sources, poses)
+    latents = torch.randn(2, 4, 8, 8, generator=g)
+    null = model.null_prompt.expand(2, -1, -1)
+    for t, t_next in ((751, 501), (501, 251), (251, 1), (1, -1)):
+        at = torch.tensor([t, t])
+        uncond = model(latents, at, Conditions(null, None, None))
+        pose = model(latents, at, Conditions(null, conditions.pose_features, None))
+        full = model(latents, at, conditions)
+        eps = uncond + 2 * (pose - uncond) + 2 * (full - pose)
+        z = torch.randn(2, 4, 8, 8, generator=g) if t_next >= 0 else None
+        latents = scheduler.ddpm_step(latents, eps, t, t_next, z)
+    assert relative_error(ours, vae.decode(latents)) <= 1e-4
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
+    model, vae = micro_model()
+    source, poses = noise(1, 3, 32, 32), noise(3, 21, 32, 32, seed=1)
+    seeds = lambda *numbers: [torch.Generator().manual_seed(i) for i in numbers]  # noqa: E731
+    together = sample(model, vae, Scheduler(), source, poses, steps=3, generator=seeds(5, 6, 7))
+    alone = sample(model, vae, Scheduler(), source, poses[1:2], steps=3, generator=seeds(6))
+    assert relative_error(together[1:2], alone) <= 1e-4
+    again = sample(model, vae, Scheduler(), source, poses, steps=3, generator=seeds(5, 6, 7))
+    assert torch.equal(together, again)
+
+
+def test_pictures_are_rounded_clamped_and_of_the_size_asked_for() -> None:
+    images = torch.stack([torch.full((3, 16, 16), 3.0), torch.full((3, 16, 16), 0.0)])
+    white, grey = to_pictures(images, (24, 10))
+    assert white.size == (10, 24) and white.getpixel((0, 0)) == (255, 255, 255)
+    assert grey.getpixel((3, 3)) == (128, 128, 128)
+
+
+def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
+    model, vae = cfld.load(micro_folder)
+    keypoints = cfld.pose.read_annotations(CSV)[NAMES[1]]
+    pictures = cfld.generate(model, vae, Image.open(PHOTO), keypoints, steps=2, seed=4)
+    assert [picture.size for picture in pictures] == [(176, 256)]
+
+
+def run(micro_folder: Path, out: Path, *more: object) -> int:
+    argv = ["--model", micro_folder, "--source", PHOTO, "--out", out, "--steps", 2, "--device", "cpu", *more]
+    return main([str(a) for a in argv])
+
+
+def test_the_command_writes_the_same_picture_for_the_same_seed(micro_folder: Path, tmp_path: Path) -> None:
+    pose = ("--pose", f"{CSV}#{NAMES[1]}")
+    assert run(micro_folder, tmp_path / "a.png", *pose, "--seed", 1) == 0
+    assert run(micro_folder, tmp_path / "b.png", *pose, "--seed", 1) == 0
+    assert run(micro_folder, tmp_path / "c.png", *pose, "--seed", 2) == 0
+    a, b, c = (Image.open(tmp_path / f"{name}.png") for name in "abc")
+    assert a.size == (176, 256) and a.tobytes() == b.tobytes() != c.tobytes()
+
+
+def test_the_command_paints_several_poses_and_side_by_side_pictures(micro_folder: Path, tmp_path: Path) -> None:
+    poses = ["--pose", f"{CSV}#{NAMES[1]}", f"{CSV}#{NAMES[2]}", "--side-by-side", "--size", "128x88"]
+    assert run(micro_folder, tmp_path / "out.png", *poses) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out-1.png", "out-2.png"]
+    assert Image.open(tmp_path / "out-2.png").size == (3 * 88, 128)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions_paint_nearly_the_same(micro_folder: Path, precision: str) -> None:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    model, vae = cfld.load(micro_folder)
+    low_model, low_vae = cfld.load(micro_folder, dtype=dtype)
+    sources, poses = inputs(model)
+    settings = {"steps": 2, "pose_scale": 1.0, "appearance_scale": 1.0}
+    high = sample(model, vae, Scheduler(), sources, poses, generator=torch.Generator().manual_seed(0), **settings)
+    low = sample(
+        low_model, low_vae, Scheduler(), sources, poses, generator=torch.Generator().manual_seed(0), **settings
+    )
+    assert low.dtype == dtype
+    assert relative_error(low.float(), high) <= 0.1
+
+
+def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_path: Path, fails) -> None:
+    pose = ["--pose", f"{CSV}#{NAMES[1]}"]
+    out = ["--out", tmp_path / "o.png"]
+    photo = ["--source", PHOTO]
+    fails(main, "--model", tmp_path / "none", *photo, *pose, *out, words=["none", "no such model folder"])
+    fails(
+        main, "--model", micro_folder, "--source", tmp_path / "x.jpg", *pose, *out, words=["x.jpg", "no such picture"]
+    )
+    (tmp_path / "bad.jpg").write_bytes(PHOTO.read_bytes()[:300])
+    fails(main, "--model", micro_folder, "--source", tmp_path / "bad.jpg", *pose, *out, words=["bad.jpg", "readable"])
+    fails(main, "--model", micro_folder, *photo, "--pose", f"{CSV}#x", *out, words=["no row named 'x'"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--steps", 0, words=["steps", "found 0"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--device", "cuda:9", words=["--device cuda:9"])
+    fails(main, "--model", micro_folder, *photo, *pose, "--out", tmp_path / "o.txt", words=["o.txt", ".png"])
+    (tmp_path / "o.png").write_text("mine")
+    fails(main, "--model", micro_folder, *photo, *pose, *out, words=["o.png", "--force"])
+    assert (tmp_path / "o.png").read_text() == "mine"
+    points = {"people": [{"pose_keypoints_2d": [300, 10, 1] * 18}]}
+    (tmp_path / "p.json").write_text(json.dumps(points))
+    fails(main, "--model", micro_folder, *photo, "--pose", tmp_path / "p.json", "--out", tmp_path / "q.png",
+          words=["p.json", "--pose-size"])  # fmt: skip

@@ -1,0 +1,300 @@
+"""The objective, and a loop that can be cut up, stopped and continued."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MICRO, micro_model
+from references import relative_error
+from safetensors.torch import load_file
+
+from cfld.config import to_dict
+from cfld.data import Batch, FashionPairs, collate, to_range
+from cfld.model import load
+from cfld.pose import pose_maps
+from cfld.scheduler import Scheduler
+from cfld.train import TrainConfig, draw_step, learning_rate, main, training_loss
+
+
+@pytest.fixture(scope="module")
+def batch(fashion: Path) -> Batch:
+    pairs = FashionPairs(fashion, "train", MICRO.image_size, MICRO.swin.image_size)
+    return collate([pairs[i] for i in (0, 40, 80, 120)])
+
+
+def test_the_loss_is_the_mean_of_equations_3_and_5_over_all_rows(batch: Batch) -> None:
+    model, vae = micro_model()
+    draws = draw_step(0, 7, range(4), MICRO)
+    draws = dataclasses.replace(draws, drops=torch.tensor([0.1] + [0.9] * 7), flips=torch.tensor([0.1, 0.9, 0.9, 0.9]))
+    ours, timesteps = training_loss(model, vae, Scheduler(), batch, draws, "paper")
+    losses = []
+    for row in range(8):
+        pair, images = row % 4, to_range(batch.images[row][None])
+        mean, logvar = vae.moments(images)
+        latents = 0.18215 * (mean + (0.5 * logvar).exp() * draws.vae_noise[row])
+        t = min(int((1 - float(draws.timesteps[row]) ** 3) * 1000), 999)
+        assert t == timesteps[row]
+        abar = Scheduler().alpha_bars[t]
+        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * draws.noise[row]
+        source = to_range(batch.source_images[pair][None])
+        conditions = model.condition(
+            source.flip(-1) if pair == 0 else source,
+            pose_maps(batch.keypoints[row][None], 32),
+            draws.depth[pair][None],
+        )
+        if row == 0:
+            conditions = model.drop(conditions, torch.tensor([True]), "paper")
+        losses.append(F.mse_loss(model(noisy, torch.tensor([t]), conditions), draws.noise[row][None]))
+    assert relative_error(ours, torch.stack(losses).mean()) <= 1e-4
+
+
+def test_no_two_rows_or_steps_share_draws_and_a_pair_keeps_its_own() -> None:
+    whole = draw_step(0, 3, range(4), MICRO)
+    assert len({float(x.sum()) for x in [*whole.noise, *whole.vae_noise]}) == 16
+    part = draw_step(0, 3, range(2, 4), MICRO)
+    assert torch.equal(part.noise[0], whole.noise[2]) and torch.equal(part.noise[2], whole.noise[6])
+    assert not torch.equal(draw_step(0, 4, range(4), MICRO).noise, whole.noise)
+    assert not torch.equal(draw_step(1, 3, range(4), MICRO).noise, whole.noise)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth_half_way() -> None:
+    options = TrainConfig(batch=224)
+    assert options.peak_lr == pytest.approx(1.12e-4)
+    assert TrainConfig(batch=112, recipe="released").peak_lr == pytest.approx(0.5e-4)
+    rates = [learning_rate(step, 45_500, options) / 1.12e-4 for step in (0, 499, 999, 1000, 22_749, 22_750, 45_499)]
+    assert rates == pytest.approx([0.1009, 0.55, 1, 1, 1, 0.1, 0.1])
+
+
+@pytest.fixture(scope="module")
+def run(fashion: Path, tmp_path_factory: pytest.TempPathFactory, micro_folder: Path):
+    """Run the command on MICRO in a run folder of this name."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def train(name: str, *more: object, init: Path | None = micro_folder) -> Path:
+        argv = ["--config", micro_folder / "config.json", "--data", fashion, "--out", root / name, "--batch", 4]
+        argv += ["--init", init] if init else []
+        argv += [
+            "--precision",
+            "fp32",
+            "--lr",
+            1e-3,
+            "--warmup",
+            2,
+            "--sample-every",
+            0,
+            "--log-every",
+            1,
+            "--device",
+            "cpu",
+        ]
+        assert main([str(a) for a in [*argv, *more]]) == 0
+        return root / name
+
+    return train
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(run) -> Path:
+    return run("whole", "--steps", 6, "--ema", 0.9)
+
+
+def test_a_run_folder_holds_its_options_log_checkpoints_and_model(whole: Path, micro_folder: Path) -> None:
+    assert json.loads((whole / "config.json").read_text())["options"]["steps"] == 6
+    log = logged(whole)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert log[0].keys() == {"step", "loss", "lr", "rows_per_second"}
+    assert all(math.isfinite(line["loss"]) for line in log)
+    model, _ = load(whole / "model")
+    before = load(micro_folder)[0].state_dict()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    changed = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed <= trained
+    assert "null_prompt" in changed and "unet.up.3.attentions.2.block.cross_attention.to_k.weight" in changed
+    assert len(changed) > 0.9 * len(trained)
+
+
+def test_a_checkpoint_holds_what_trains_and_the_hash_of_what_does_not(whole: Path) -> None:
+    (path,) = (whole / "checkpoints").iterdir()
+    assert path.name == "step_00000006.safetensors"
+    tensors = load_file(path)
+    frozen = "unet.conv_in.weight"
+    assert not any(name.endswith(frozen) for name in tensors)
+    for kind in ("weights", "averages", "exp_avg", "exp_avg_sq", "step"):
+        assert f"{kind}/null_prompt" in tensors
+    assert len(json.loads((whole / "config.json").read_text())["base"]) == 64
+
+
+def test_the_model_that_is_written_is_the_averages(whole: Path) -> None:
+    tensors = load_file(whole / "checkpoints" / "step_00000006.safetensors")
+    assert torch.equal(weights(whole)["null_prompt"], tensors["averages/null_prompt"])
+    assert not torch.equal(tensors["weights/null_prompt"], tensors["averages/null_prompt"])
+
+
+def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(run, whole: Path, fashion: Path) -> None:
+    folder = run("stopped", "--steps", 6, "--ema", 0.9, "--save-every", 2)
+    for path in sorted((folder / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    shutil.rmtree(folder / "model")
+    assert main(["--out", str(folder), "--resume"]) == 0  # everything else is in the run folder
+    assert [line["step"] for line in logged(folder)] == [1, 2, 3, 4, 5, 6]
+    for name, x in weights(whole).items():
+        assert torch.equal(x, weights(folder)[name]), name
+
+
+def test_a_run_can_go_on_from_a_checkpoint_by_name_and_for_longer(run, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(whole, folder)
+    path = folder / "checkpoints" / "step_00000006.safetensors"
+    assert main(["--out", str(folder), "--resume", str(path), "--steps", "8"]) == 0
+    assert [line["step"] for line in logged(folder)][-2:] == [7, 8]
+
+
+def test_accumulation_changes_nothing_but_memory(run) -> None:
+    one, four = run("one", "--steps", 3), run("four", "--steps", 3, "--accumulate", 4)
+    for a, b in zip(logged(one), logged(four), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    before = weights(one)
+    for name, x in weights(four).items():
+        assert torch.allclose(x, before[name], atol=3e-5), name
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_another(run) -> None:
+    runs = [
+        run(f"seed {seed} {i}", "--steps", 2, "--seed", seed, "--precision", "bf16") for i, seed in enumerate((0, 0, 1))
+    ]
+    first, again, other = (weights(folder)["null_prompt"] for folder in runs)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_frozen_weights_hold_no_gradient_and_no_optimizer_state(run, whole: Path) -> None:
+    from cfld.train import Run
+
+    options = TrainConfig(**json.loads((whole / "config.json").read_text())["options"])
+    training = Run(dataclasses.replace(options, out=str(whole)), "latest")
+    held = {id(p) for group in training.state.optimizer.param_groups for p in group["params"]}
+    assert training.model is not None
+    for _, p in [*training.model.named_parameters(), *training.vae.named_parameters()]:
+        assert (id(p) in held) == p.requires_grad
+        assert p.requires_grad or p.grad is None
+
+
+def test_a_bare_resume_without_a_checkpoint_starts_and_says_so(run, capsys) -> None:
+    folder = run("fresh", "--steps", 1, "--resume")
+    assert "no checkpoint yet" in "".join(capsys.readouterr())
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
+def test_a_sample_grid_shows_held_out_pairs_with_fixed_seeds(run) -> None:
+    from PIL import Image
+
+    folder = run("grid", "--steps", 2, "--sample-every", 1, "--sample-steps", 2, "--lr", 0)
+    first, second = (Image.open(folder / "samples" / f"step_0000000{i}.png") for i in (1, 2))
+    assert first.size == (4 * 176, 4 * 256)
+    assert first.tobytes() == second.tobytes()  # nothing was learnt, so nothing changed
+
+
+def test_the_vae_stage_makes_a_folder_that_the_next_stage_starts_from(run, tmp_path: Path) -> None:
+    folder = run("vae", "--stage", "vae", "--steps", 2, init=None)
+    assert not (folder / "model" / "model.safetensors").exists()
+    values = json.loads((folder / "model" / "config.json").read_text())
+    assert values["vae"]["scale"] != 0.18215
+    config = tmp_path / "all.json"
+    config.write_text(json.dumps(to_dict(dataclasses.replace(MICRO, unet_trainable="all"))))
+    trained = run("on it", "--steps", 1, "--config", config, init=folder / "model")
+    model, vae = load(trained / "model")
+    assert vae.config.scale == values["vae"]["scale"]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_fp16_trains_with_loss_scaling(run) -> None:
+    folder = run("fp16", "--steps", 2, "--precision", "fp16")
+    assert all(math.isfinite(line["loss"]) for line in logged(folder))
+
+
+def test_mistakes_are_one_line_and_lose_nothing(
+    run, whole: Path, fashion: Path, micro_folder: Path, tmp_path: Path, fails
+) -> None:
+    base = [
+        "--config",
+        micro_folder / "config.json",
+        "--init",
+        micro_folder,
+        "--data",
+        fashion,
+        "--batch",
+        4,
+        "--steps",
+        1,
+    ]
+    new = [*base, "--out", tmp_path / "new", "--device", "cpu"]
+    before = sorted((p, p.stat().st_mtime_ns) for p in whole.rglob("*"))
+    fails(main, *base, "--out", whole, words=["already exists", "--resume", "--force"])
+    fails(main, "--out", whole, "--resume", "--preset", "tiny", words=["--preset tiny", "sd15"])
+    fails(main, "--out", whole, "--resume", "--seed", 5, words=["--seed 5", "0"])
+    assert sorted((p, p.stat().st_mtime_ns) for p in whole.rglob("*")) == before
+    fails(main, *new, "--batch", 1000, words=["--batch 1000", "200"])
+    fails(main, *new, "--accumulate", 3, words=["--batch 4", "--accumulate 3"])
+    fails(main, *new, "--ema", 1.5, words=["--ema", "1.5"])
+    fails(main, *new, "--steps", 0, words=["--steps", "found 0"])
+    fails(main, *new, "--data", tmp_path, words=["fasion-resize-pairs-train.csv"])
+    fails(
+        main,
+        "--preset",
+        "tiny",
+        "--init",
+        micro_folder,
+        "--data",
+        fashion,
+        "--out",
+        tmp_path / "new",
+        words=["another architecture"],
+    )
+    fails(main, "--preset", "tiny", "--data", fashion, "--out", tmp_path / "new", words=["--init DIR", "--stage vae"])
+    fails(main, *new[:-4], "--out", tmp_path / "new", "--device", "cuda:77", words=["--device cuda:77"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    fails(main, *base, "--out", tmp_path / "mine", "--force", words=["config.json"])
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_base_is_refused(whole: Path, tmp_path: Path, micro_folder: Path, fails) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(micro_folder, tmp_path / "base")
+    from cfld import save
+
+    shutil.rmtree(tmp_path / "base")
+    save(tmp_path / "base", *micro_model(seed=9))
+    values = json.loads((tmp_path / "run" / "config.json").read_text())
+    values["options"]["init"] = str(tmp_path / "base")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    fails(main, "--out", tmp_path / "run", "--resume", words=["step_00000006.safetensors", "frozen weights", "--init"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
+    run, whole: Path, tmp_path: Path, fails
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    values = json.loads((tmp_path / "run" / "config.json").read_text())
+    values["options"] |= {"lr": 1e30, "decay_at": 1.0}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    checkpoint = (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes()
+    line = fails(
+        main, "--out", tmp_path / "run", "--resume", "--steps", 12, words=["loss of step", "timesteps [", "finite"]
+    )
+    assert "nan" in line or "inf" in line
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000006.safetensors"]
+    assert (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes() == checkpoint
