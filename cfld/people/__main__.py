@@ -1,0 +1,256 @@
+"""Write embedded people as a folder in the layout of DeepFashion In-shop.
+
+    python -m cfld.people OUT --identities 2000 --poses 4 --seed 0 --workers 2
+
+OUT/train_highres/, test_highres/               photos under DeepFashion's flattened names, split by identity
+OUT/masks_train/, masks_test/                   the part each pixel shows (cfld.people.PARTS); same names, .png
+OUT/train.lst, test.lst                         names of the photos
+OUT/fasion-resize-pairs-{train,test}.csv        all ordered pairs of photos of one identity (their spelling)
+OUT/fasion-resize-annotation-{train,test}.csv   keypoints in the 256x176 frame, -1 = hidden
+OUT/sheet.png                                   a few of the people
+OUT/people.json, records.jsonl                  the arguments, and what is already there: a killed run goes on from it
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cfld.files import HelpFormatter, UserError, atomic, command, read_json, write_json
+from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
+from cfld.people.render import FRAME, Rendered
+
+GENERATOR = 1  # raise it whenever the same seed gives other pictures: old folders are then not continued
+SHEET_ROWS, SHEET_COLUMNS = 8, 8
+Record = dict[str, Any]  # {"seed": int, "photos": [{"name": str, "y": [18 ints], "x": [18 ints]}]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the folder holds. Two runs with equal plans write equal bytes."""
+
+    identities: int
+    poses: int
+    seed: int
+    test_fraction: float
+    height: int
+    supersample: int
+    generator: int = GENERATOR
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.identities)
+
+    def split(self, seed: int) -> str:
+        """The last identities are the test split."""
+        tested = round(self.identities * self.test_fraction)
+        return "test" if seed >= self.seed + self.identities - tested else "train"
+
+
+def photo_name(person: Identity, index: int, view: str, framing: str) -> str:
+    """The name that DeepFashion's fashion/WOMEN/Dresses/id_00000007/01_1_front.jpg has after flattening."""
+    gender = "WOMEN" if person.female else "MEN"
+    if person.dress:
+        category = "Dresses"
+    elif person.jacket and person.jacket.opening:
+        category = "Jackets_Coats" if person.female else "Jackets_Vests"
+    elif person.jacket:
+        category = "Blouses_Shirts" if person.female else "Shirts_Polos"
+    else:
+        category = "Tees_Tanks"
+    kind = {"front": "full" if framing == "full" else "front", "back": "back", "side": "side"}.get(view, "additional")
+    return f"fashion{gender}{category}id{person.seed:08d}01_{index + 1}{kind}.jpg"
+
+
+def annotation(photo: Rendered) -> tuple[list[int], list[int]]:
+    """The y and the x of 18 keypoints in whole pixels of the frame, -1 where hidden."""
+    seen = photo.keypoints[:, 0] >= 0
+    rounded = np.minimum(np.rint(photo.keypoints), np.array(FRAME) - 1).astype(int)
+    rounded[~seen] = -1
+    return rounded[:, 0].tolist(), rounded[:, 1].tolist()
+
+
+def photograph(task: tuple[Path, Plan, int]) -> Record:
+    """Render all photos of one identity into the folder, and say what they are."""
+    folder, plan, seed = task
+    person, split = identity(seed), plan.split(seed)
+    photos = []
+    for index in range(plan.poses):
+        pose = photo_pose(seed, index)
+        photo = render(person, pose, plan.height, plan.height * FRAME[1] // FRAME[0], plan.supersample)
+        name = photo_name(person, index, pose.view, pose.framing)
+        with atomic(folder / f"{split}_highres" / name) as path:
+            Image.fromarray(photo.image).save(path, quality=95)
+        with atomic(folder / f"masks_{split}" / Path(name).with_suffix(".png")) as path:
+            Image.fromarray(photo.labels).save(path)
+        y, x = annotation(photo)
+        photos.append({"name": name, "y": y, "x": x})
+    return {"seed": seed, "photos": photos}
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+def open_folder(folder: Path, plan: Plan) -> None:
+    """Make the folder, or check that it holds a run of the same plan."""
+    manifest = folder / "people.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} must be a folder, found a file: choose another place")
+    if not manifest.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} must be empty or made by this command, found other files: choose another folder")
+        write_json(manifest, asdict(plan))
+        return
+    before, now = read_json(manifest), asdict(plan)
+    if before != now:
+        changed = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+        was = ", ".join(f"{key} {before.get(key)}" for key in changed) if isinstance(before, dict) else "something else"
+        asked = ", ".join(f"{key} {now[key]}" for key in changed)
+        raise UserError(
+            f"{folder} must be continued with the arguments it was begun with: it has {was}, asked was {asked}: "
+            "give the old arguments or choose another folder"
+        )
+
+
+def finished_records(folder: Path) -> dict[int, Record]:
+    """What earlier runs have finished, by seed. A kill may have cut the last line: it is dropped from the file."""
+    path = folder / "records.jsonl"
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    whole = lines[:-1]  # what follows the last line end is either nothing or cut
+    if lines[-1]:
+        with atomic(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    records = [json.loads(line) for line in whole]
+    return {record["seed"]: record for record in records}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the half-written files of a killed run."""
+    for leftover in folder.glob("*/.*.tmp.*"):
+        leftover.unlink()
+
+
+def photograph_all(folder: Path, plan: Plan, workers: int) -> list[Record]:
+    """Render what is missing, on some processes, and give the records of all identities in the order of their seeds."""
+    records = finished_records(folder)
+    missing = [(folder, plan, seed) for seed in plan.seeds if seed not in records]
+    done = len(records) * plan.poses
+    bar = tqdm(total=plan.identities * plan.poses, initial=done, unit="image", desc=str(folder), smoothing=0.05)
+    with bar, open(folder / "records.jsonl", "a", encoding="utf-8") as log:
+        for record in results(missing, workers):
+            records[record["seed"]] = record
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            bar.update(plan.poses)
+    return [records[seed] for seed in plan.seeds]
+
+
+def results(tasks: list[tuple[Path, Plan, int]], workers: int) -> Iterator[Record]:
+    """The records of tasks as they are finished."""
+    if workers == 1 or len(tasks) < 2:
+        yield from map(photograph, tasks)
+        return
+    with multiprocessing.Pool(workers) as pool:
+        yield from pool.imap_unordered(photograph, tasks)
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+
+
+def write_lists(folder: Path, plan: Plan, records: list[Record]) -> None:
+    """The lists, pairs and annotations of both splits."""
+    for split in ("train", "test"):
+        chosen = [record["photos"] for record in records if plan.split(record["seed"]) == split]
+        photos = [photo for group in chosen for photo in group]
+        pairs = [(a["name"], b["name"]) for group in chosen for a, b in permutations(group, 2)]
+        write_lines(folder / f"{split}.lst", [photo["name"] for photo in photos])
+        write_lines(folder / f"fasion-resize-pairs-{split}.csv", ["from,to", *(f"{a},{b}" for a, b in pairs)])
+        rows = [f"{photo['name']}: {photo['y']}: {photo['x']}" for photo in photos]
+        write_lines(folder / f"fasion-resize-annotation-{split}.csv", ["name:keypoints_y:keypoints_x", *rows])
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_sheet(folder: Path, plan: Plan, records: list[Record]) -> None:
+    """A picture with one person a row."""
+    height, width = FRAME
+    rows, columns = min(SHEET_ROWS, len(records)), min(SHEET_COLUMNS, plan.poses)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for row, record in enumerate(records[:rows]):
+        for column, photo in enumerate(record["photos"][:columns]):
+            with Image.open(folder / f"{plan.split(record['seed'])}_highres" / photo["name"]) as image:
+                sheet.paste(image.resize((width, height)), (column * width, row * height))
+    with atomic(folder / "sheet.png") as path:
+        sheet.save(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def check(plan: Plan, workers: int, reserved: bool) -> None:
+    """Refuse a plan that makes no sense, in the user's words."""
+    for option, value, least in (
+        ("--identities", plan.identities, 1),
+        ("--poses", plan.poses, 2),
+        ("--workers", workers, 1),
+        ("--supersample", plan.supersample, 1),
+        ("--height", plan.height, 64),
+    ):
+        if value < least:
+            raise UserError(f"{option} must be {least} or more, found {value}: choose a larger number")
+    if plan.height % 16:
+        raise UserError(
+            f"--height must be a multiple of 16, so that the width is whole, found {plan.height}: try 256 or 512"
+        )
+    if not 0 <= plan.test_fraction < 1:
+        raise UserError(f"--test-fraction must be at least 0 and less than 1, found {plan.test_fraction}: try 0.1")
+    if plan.seed < 0:
+        raise UserError(f"--seed must be 0 or more, found {plan.seed}: choose a larger number")
+    if not reserved:
+        try:
+            refuse_seeds(plan.seeds[0], plan.seeds[-1], OWN_SEEDS)
+        except ValueError as error:
+            raise UserError(f"{error}; --reserved-seeds draws them nevertheless") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser("python -m cfld.people", description=__doc__, formatter_class=HelpFormatter)
+    options.add_argument("out", type=Path, metavar="OUT", help="folder to write; an interrupted run is continued")
+    options.add_argument("--identities", type=int, default=2000, help="number of people")
+    options.add_argument("--poses", type=int, default=4, help="photos of each")
+    options.add_argument("--seed", type=int, default=0, help="seed of the first person; the others follow")
+    options.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on it")
+    options.add_argument("--test-fraction", type=float, default=0.1, help="share of the people in the test split")
+    options.add_argument("--height", type=int, default=FRAME[0], help="of the photos; the width is 11/16 of it")
+    options.add_argument("--supersample", type=int, default=2, help="pixels rendered for each pixel, in each direction")
+    options.add_argument("--reserved-seeds", action="store_true", help=f"allow seeds of {OWN_SEEDS} and above")
+    return options
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    plan = Plan(args.identities, args.poses, args.seed, args.test_fraction, args.height, args.supersample)
+    check(plan, args.workers, args.reserved_seeds)
+    open_folder(args.out, plan)
+    remove_leftovers(args.out)
+    records = photograph_all(args.out, plan, args.workers)
+    write_lists(args.out, plan, records)
+    write_sheet(args.out, plan, records)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
