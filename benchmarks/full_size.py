@@ -78,8 +78,8 @@ def main() -> None:
     lines = [
         "# The full-size model on a small machine",
         "",
-        "Made by `python benchmarks/full_size.py`: random weights at full width, each row a fresh process, loading and saving",
-        "included.",
+        "Made by `python benchmarks/full_size.py`: random weights at full width, each row a fresh process, loading and",
+        "saving included.",
         "",
         f"{cpu_name()}, torch {torch.__version__}, {datetime.date.today()}.",
         "",

@@ -349,8 +349,7 @@ def load_vae(path: str | Path, config: VAEConfig = VAEConfig(), dtype: torch.dty
 
 
 def load_swin(path: str | Path, config: SwinConfig = SwinConfig(), dtype: torch.dtype = torch.float32) -> Swin:
-    """A Swin from any public layout, its bias tables resized to the config's windows. Raises UserError unless it
-    fits."""
+    """A Swin from any public layout, its bias tables resized to the config's windows. Raises UserError if not."""
     with torch.device("meta"):
         swin = Swin(config)
     assign(swin, resize_bias_tables(to_ours(read_tensors(path), "Swin", path), swin), path, dtype)

@@ -81,8 +81,7 @@ def link(source: Path, target: Path) -> None:
 def prepare(root: Path) -> dict[str, int]:
     """Flatten the tree of photos and check that everything the files name is there.
 
-    Returns counts by name. Raises UserError that names the file and line of the first thing that is missing or
-    malformed.
+    Returns counts by name. Raises UserError that names file and line of the first thing that is missing or malformed.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it must hold MEN/, WOMEN/ and the lists of DeepFashion In-shop")

@@ -1,5 +1,4 @@
-"""What every command does with files and mistakes: whole files or none, nothing overwritten unasked, one line an
-error."""
+"""Files and mistakes, for every command: whole files or none, nothing overwritten unasked, errors of one line."""
 
 import argparse
 import contextlib
@@ -51,12 +50,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside the target for a file or folder; rename it to the target if the block succeeds,
-    remove it if not. A file at the target is replaced in one step; a folder at the target is an error before anything
-    is written."""
+    remove it if not. A file at the target is replaced in one step; a folder at the target is an error at once, unless
+    replace_folder."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not replace_folder:
         raise UserError(f"{path} already exists: choose another name or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
@@ -65,6 +64,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary.is_file():
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():

@@ -65,8 +65,7 @@ class HGABlock(nn.Module):
 
 
 class HGABranch(nn.Module):
-    """B = phi_A(f_l) for one cross-attention: zero convolution, K transformer blocks at half the width, zero
-    convolution."""
+    """B = phi_A(f_l) for one cross-attention: zero convolution, K blocks at half the width, zero convolution."""
 
     def __init__(self, source_width: int, output_width: int, depth: int, head_width: int):
         super().__init__()

@@ -70,9 +70,8 @@ class CFLD(nn.Module):
         """Encode who (source_images) and how (poses), once an image.
 
         source_images (S, 3, 256, 256) in [-1, 1]
-        poses (B, 21, 256, 256) in [0, 1], B a multiple of S: row i goes with source i mod S, so that one source serves
-        many
-            poses, and training's two halves share their sources
+        poses (B, 21, 256, 256) in [0, 1], B a multiple of S: row i goes with source i mod S, so that one source
+            serves many poses, and training's two halves share their sources
         depth_draws (S, 2 * blocks) in [0, 1) or None: see Swin
         -> Conditions of B rows
         """
@@ -106,19 +105,16 @@ class CFLD(nn.Module):
         return Conditions(prompt, pose_features, query_biases)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred (B, 4, 64,
-        64)."""
-        return self.unet(
-            noisy_latents, timesteps, conditions.prompt, conditions.pose_features, conditions.query_biases
-        )  # fmt: skip
+        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t."""
+        prompt, pose_features, query_biases = conditions.prompt, conditions.pose_features, conditions.query_biases
+        return self.unet(noisy_latents, timesteps, prompt, pose_features, query_biases)
 
 
 def assign(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> None:
     """Put tensors into a module (one on the meta device as well) by name, all of them and no others. Floating-point
-    tensors take the dtype, if one is given. Raises UserError that counts what is missing, unexpected or of another
-    shape."""
+    ones take the dtype, if one is given. Raises UserError that counts what is missing, unexpected or reshaped."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -166,11 +162,12 @@ def load(
     return model.to(device).eval(), vae.to(device).eval()
 
 
-def save(folder: str | Path, model: CFLD, vae: VAE) -> None:
-    """Write a model folder that load() reads: all files or none. Raises UserError if the folder exists already."""
+def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:
+    """Write a model folder that load() reads: all files or none. Raises UserError if the folder exists already, unless
+    replace."""
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
-    with atomic(folder) as temporary:
+    with atomic(folder, replace) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", to_dict(model.config))
         write_tensors(temporary / "model.safetensors", model.state_dict())

@@ -41,8 +41,7 @@ JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radiu
 
 
 def map_positions(keypoints: Tensor, size: int) -> Tensor:
-    """keypoints (B, J, 2) as (y, x) in FRAME -> whole positions (B, J, 2) as (y, x) in a map of side S, -1 where
-    missing."""
+    """keypoints (B, J, 2) as (y, x) in FRAME -> whole positions (B, J, 2) in a map of side S, -1 where missing."""
     present = (keypoints >= 0).all(dim=-1, keepdim=True)
     frame = torch.tensor(FRAME, device=keypoints.device)
     return torch.where(present, (keypoints * size / frame).floor(), -1.0)  # product first: 11 * 256 / 176 is exactly 16
@@ -66,8 +65,7 @@ def pose_maps(keypoints: Tensor, size: int) -> Tensor:
     """Draw pose maps, a batch at a time, on the keypoints' device.
 
     keypoints (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
-    -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then a heat map a joint; missing joints and their bones leave no
-    trace
+    -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then a heat map a joint; what is missing leaves no trace
     """
     unit = size / 256
     positions = map_positions(keypoints, size)
@@ -175,8 +173,7 @@ def read_openpose(path: str | Path, pose_size: tuple[int, int] | None = None) ->
 
 
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
-    """A DeepFashion annotation file -> keypoints (18, 2) as (y, x) in FRAME by file name. Raises UserError with the
-    line."""
+    """A DeepFashion annotation file -> keypoints (18, 2) as (y, x) in FRAME by name. Raises UserError with the line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

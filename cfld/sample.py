@@ -92,7 +92,7 @@ def sample(
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
     steps: of DDPM; pose_scale, appearance_scale: w_pose and w_app of Eq. 7
     generator: one, or a list of one a picture; None draws from torch's global one
-    -> images (B, 3, 512, 512), about [-1, 1], not clamped, in the model's dtype
+    -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
     weight = model.unet.conv_in.weight
     source_images, poses = source_images.to(weight), poses.to(weight)
@@ -111,7 +111,7 @@ def sample(
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
         noise = draw(latents.shape, generator, weight) if t_next >= 0 else None
         latents = scheduler.ddpm_step(latents, noise_pred, t, t_next, noise)
-    return vae.decode(latents.to(weight.dtype))
+    return vae.decode(latents.to(weight.dtype)).clamp(-1, 1)
 
 
 def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:

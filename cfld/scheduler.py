@@ -1,10 +1,8 @@
-"""The noise schedule: forward process, training timesteps and DDPM's reverse step (Sec. 3.1 and 3.3, Eq. 1; Ho et al.
-2020).
+"""The noise schedule: forward process, training timesteps, DDPM's reverse step (Sec. 3.1, 3.3, Eq. 1; Ho et al. 2020).
 
 Everything is a pure function of its arguments and the table of alpha bars; nothing is counted or kept between calls.
 
-Letters: t a timestep in 0 .. T-1, x_0 clean latents, x_t noisy latents, eps noise, a_t = alpha_t, abar_t = product of
-a_1 .. a_t.
+Letters: t a timestep in 0 .. T-1, x_0 clean latents, x_t noisy latents, eps noise, a_t = alpha_t, abar_t = a_1 ... a_t.
 """
 
 from dataclasses import dataclass
@@ -35,26 +33,21 @@ class Scheduler:
         self.alpha_bars = torch.cumprod(1 - betas, dim=0)  # (T,)
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
-        """timesteps (B,), a negative one meaning "before all noise" -> abar_t (B, 1, 1, 1) in float32, on its
-        device."""
-        alpha_bars = self.alpha_bars.to(timesteps.device)
-        return torch.where(timesteps < 0, 1.0, alpha_bars[timesteps.clamp(min=0)])[:, None, None, None]
+        """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on their device."""
+        return self.alpha_bars.to(timesteps.device)[timesteps][:, None, None, None]
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Eq. 1: latents z_0 and noise eps (B, 4, h, w), timesteps (B,) -> z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t)
-        eps."""
+        """Eq. 1: z_0 and eps (B, 4, h, w), timesteps (B,) -> z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps."""
         alpha_bar = self.alpha_bar(timesteps)
         return alpha_bar.sqrt().to(latents.dtype) * latents + (1 - alpha_bar).sqrt().to(latents.dtype) * noise
 
     def cubic_timesteps(self, draws: Tensor) -> Tensor:
-        """Sec. 3.3: draws (B,) uniform in [0, 1) -> timesteps (B,) = floor((1 - u^3) T), at most T - 1; half are >=
-        7T/8."""
+        """Sec. 3.3: draws u (B,) uniform in [0, 1) -> timesteps (B,) = floor((1 - u^3) T), at most T - 1."""
         T = self.config.num_timesteps
-        return ((1 - draws.double() ** 3) * T).long().clamp(0, T - 1)
+        return ((1 - draws**3) * T).long().clamp(0, T - 1)
 
     def sampling_timesteps(self, steps: int) -> list[int]:
-        """The timesteps of a sampling run, noisiest first: leading spacing, offset 1 (50 steps: 981, 961, ..., 21,
-        1)."""
+        """The timesteps of sampling, noisiest first: leading spacing, offset 1 (50 steps: 981, 961, ..., 21, 1)."""
         T = self.config.num_timesteps
         if not 1 <= steps < T:
             raise ValueError(f"the number of sampling steps must be within 1 .. {T - 1}, found {steps}")

@@ -9,7 +9,6 @@ windows a map, S heads.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from einops import rearrange
@@ -78,8 +77,7 @@ def shift_mask(size: int, window: int, shift: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows, with a learnt bias for each offset: softmax(q k^T / sqrt(d) + bias + mask)
-    v."""
+    """Attention within windows, with a learnt bias for each offset: softmax(q k^T / sqrt(d) + bias + mask) v."""
 
     def __init__(self, width: int, num_heads: int, window: int, mask: Tensor | None):
         super().__init__()
@@ -104,23 +102,22 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention in (shifted) windows, then an MLP; each after a LayerNorm, each a residual branch that can be
-    dropped."""
+    """Attention in (shifted) windows, then an MLP; each after a LayerNorm, each a branch that can be dropped."""
 
-    def __init__(
-        self, width: int, num_heads: int, size: int, window: int, shift: int, mlp_ratio: int, drop_rate: float
-    ):
+    def __init__(self, config: SwinConfig, stage: int, shifted: bool, drop_rate: float):
         super().__init__()
-        self.size, self.window, self.shift, self.drop_rate = size, window, shift, drop_rate
-        mask = shift_mask(size, window, shift) if shift else None
+        width, self.size, self.drop_rate = config.widths[stage], config.map_sizes[stage], drop_rate
+        self.window = min(self.size, config.window)
+        self.shift = self.window // 2 if shifted and self.window < self.size else 0
+        mask = shift_mask(self.size, self.window, self.shift) if self.shift else None
         self.norm1 = nn.LayerNorm(width)
-        self.attention = WindowAttention(width, num_heads, window, mask)
+        self.attention = WindowAttention(width, config.num_heads[stage], self.window, mask)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
+        hidden = config.mlp_ratio * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def keep(self, branch: Tensor, draws: Tensor | None) -> Tensor:
-        """Stochastic depth: branch (B, H, W, C) is 0 in the rows where draws (B,) < rate, and 1/(1 - rate) larger
-        elsewhere."""
+        """Stochastic depth: branch (B, H, W, C) is 0 in rows where draws (B,) < rate, 1/(1 - rate) larger elsewhere."""
         if draws is None:
             return branch
         kept = (draws >= self.drop_rate).to(branch.dtype) / (1 - self.drop_rate)
@@ -156,39 +153,19 @@ class Swin(nn.Module):
         self.config = config
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.patch_norm = nn.LayerNorm(config.width)
-        drop_rates = [
-            rate.item() for rate in torch.linspace(0, config.stochastic_depth, sum(config.depths), device="cpu")
-        ]
-        self.stages = nn.ModuleList()
+        rates = iter(torch.linspace(0, config.stochastic_depth, sum(config.depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            nn.ModuleList(SwinBlock(config, stage, shifted=bool(i % 2), drop_rate=next(rates)) for i in range(depth))
+            for stage, depth in enumerate(config.depths)
+        )
         self.merges = nn.ModuleList(PatchMerging(width) for width in config.widths[:-1])
-        for stage, first in enumerate(accumulate(config.depths, initial=0)):
-            if stage == len(config.depths):
-                break
-            size = config.map_sizes[stage]
-            window = min(size, config.window)
-            shift = window // 2 if window < size else 0
-            self.stages.append(
-                nn.ModuleList(
-                    SwinBlock(
-                        config.widths[stage],
-                        config.num_heads[stage],
-                        size,
-                        window,
-                        shift if block % 2 else 0,
-                        config.mlp_ratio,
-                        drop_rates[first + block],
-                    )
-                    for block in range(config.depths[stage])
-                )
-            )
 
     def forward(self, images: Tensor, depth_draws: Tensor | None = None) -> list[Tensor]:
         """Encode source images.
 
         images (B, 3, 256, 256) in [-1, 1]
-        depth_draws (B, 2 * blocks), uniform in [0, 1): decides which branches of each row stochastic depth drops, two
-        a block
-            in order; None drops nothing, in train and eval mode alike
+        depth_draws (B, 2 * blocks), uniform in [0, 1): decide which branches of a row stochastic depth drops, two a
+            block in order; None drops nothing, in train and eval mode alike
         -> f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), f_4 (B, 1024, 8, 8), no norm after the last
         """
         size = self.config.image_size

@@ -21,6 +21,7 @@ import math
 import shutil
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cfld.config import PRESETS, CFLDConfig, read_config, to_dict
+from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
 from cfld.data import Batch, FashionPairs, collate, seeded, step_batches, table_path, to_range
 from cfld.files import (
     HelpFormatter,
@@ -174,8 +175,7 @@ def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
 def training_loss(
     model: CFLD, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws, recipe: str
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 3 and Eq. 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns the loss and the timesteps
-    (2B,)."""
+    """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
     latents = encode(vae, batch.images, draws.vae_noise)
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
     noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)  # Eq. 1
@@ -261,8 +261,7 @@ class State:
                 parameter.copy_(tensors[f"weights/{name}"])
                 if f"step/{name}" in tensors:
                     self.optimizer.state[parameter] = {
-                        key: tensors[f"{key}/{name}"].clone().to("cpu" if key == "step" else parameter.device)
-                        for key in ("step", "exp_avg", "exp_avg_sq")
+                        key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
                     }
             for name, average in self.averages.items():
                 average.copy_(tensors[f"averages/{name}"])
@@ -278,20 +277,22 @@ def checkpoints(folder: Path) -> list[Path]:
 # Setting up. ---------------------------------------------------------------------------------------------------------
 
 
+def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
+    """The first part in which two architectures differ, with both values; None if they are the same."""
+    parts = zip(to_dict(there).items(), to_dict(here).values(), strict=True)
+    return next((f"{name} is {found} there and {asked} here" for (name, found), asked in parts if found != asked), None)
+
+
 def architecture(options: TrainConfig) -> CFLDConfig:
-    """The architecture that --preset or --config says, with the VAE's scale of --init. Raises UserError if --init has
-    another."""
+    """What --preset or --config says, with the VAE's scale of --init. Raises UserError if --init has another."""
     config = read_config(options.config) if options.config else PRESETS[options.preset]
     if options.init is None:
         return config
     found = read_config(Path(options.init) / "config.json")
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
-    for name, value in to_dict(config).items():
-        if name != "unet_trainable" and to_dict(found)[name] != value:
-            raise UserError(
-                f"--init {options.init} holds another architecture than --{'config' if options.config else 'preset'} "
-                f"{options.config or options.preset}: {name} is {to_dict(found)[name]} there and {value} here"
-            )
+    if differs := difference(dataclasses.replace(found, unet_trainable=config.unet_trainable), config):
+        asked = f"--config {options.config}" if options.config else f"--preset {options.preset}"
+        raise UserError(f"--init {options.init} holds another architecture than {asked}: {differs}")
     return config
 
 
@@ -337,7 +338,7 @@ def saved_options(out: Path) -> dict[str, Any]:
 
 
 def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> TrainConfig:
-    """Options from the command line, and on --resume from the run itself. Raises UserError where the two disagree, and
+    """Options of the command line, and on --resume of the run itself. Raises UserError where the two disagree and
     where a run would be overwritten."""
     out = Path(given.get("out", TrainConfig.out))
     if resume is not None and (out / "config.json").is_file():
@@ -357,8 +358,7 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
             raise UserError(
                 f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
             )
-        saved_options(out)  # never remove a folder that is not a run
-        shutil.rmtree(out)
+        saved_options(out)  # never begin anew where something else is
     return options
 
 
@@ -368,7 +368,7 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
 class Run:
     """One training: what it needs, and the loop."""
 
-    def __init__(self, options: TrainConfig, resume: str | None):
+    def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False):
         self.options, self.out = options, Path(options.out)
         self.device = pick_device(options.device)
         self.config = architecture(options)
@@ -398,10 +398,16 @@ class Run:
         optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.state = State(trained, averages, optimizer, scaler, base)
+        if force and not resume:
+            shutil.rmtree(self.out, ignore_errors=True)  # now that nothing else can be wrong
         self.resume(resume)
 
     def resume(self, resume: str | None) -> None:
         """Go back to a checkpoint, or begin the run folder."""
+        if resume and (self.out / "config.json").is_file():
+            begun_with = from_dict(read_json(self.out / "config.json")["model"])
+            if differs := difference(begun_with, self.config):
+                raise UserError(f"{self.out} was begun with another architecture: {differs}; choose another --out")
         found = checkpoints(self.out)
         if resume not in (None, "latest"):
             self.state.restore(Path(str(resume)))
@@ -469,7 +475,7 @@ class Run:
             bar.set_postfix(loss=f"{loss_sum:.4f}", refresh=False)
             if options.log_every and state.step % options.log_every == 0:
                 speed = rows / (time.perf_counter() - started)
-                self.log(step=state.step, loss=sum(losses) / len(losses), lr=lr, rows_per_second=speed)
+                self.log({"step": state.step, "loss": sum(losses) / len(losses), "lr": lr, "rows/s": speed})
                 losses, started, rows = [], time.perf_counter(), 0
             if options.sample_every and state.step % options.sample_every == 0:
                 self.sample_grid()
@@ -487,13 +493,11 @@ class Run:
             f"nothing was saved over {last[-1] if last else 'any checkpoint'}; begin anew with a lower --lr"
         )
 
-    def log(self, **values: float) -> None:
+    def log(self, values: dict[str, float]) -> None:
         """Add a line to log.jsonl."""
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({name: float(f"{value:.6g}") if name != "step" else value for name, value in values.items()})
-                + "\n"
-            )
+            rounded = {name: x if isinstance(x, int) else float(f"{x:.6g}") for name, x in values.items()}
+            file.write(json.dumps(rounded) + "\n")
 
     def checkpoint(self) -> None:
         """Save the state and forget the oldest checkpoints."""
@@ -513,8 +517,7 @@ class Run:
                 self.state.trained[name].copy_(weights)
 
     def sample_grid(self) -> None:
-        """Write samples/step_*.png: rows of source, pose, truth and result, of the same held-out pairs and the same
-        seeds."""
+        """Write samples/step_*.png: source, pose, truth and result of the same held-out pairs from the same seeds."""
         split = "test" if has_pairs(self.pairs.root, "test") else "train"
         pairs = FashionPairs(self.pairs.root, split, self.config.image_size, self.config.swin.image_size)
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
@@ -535,11 +538,8 @@ class Run:
         save_image(self.out / "samples" / f"step_{self.state.step:08d}.png", grid)
 
     def write_model(self) -> None:
-        """Write model/: the trained weights (their averages, if there are any) with the frozen ones in their first
-        precision."""
+        """Write model/: what was trained (the averages, if there are any), the frozen rest in its first precision."""
         folder = self.out / "model"
-        if folder.exists():
-            shutil.rmtree(folder)
         trained = {
             n: x.cpu()
             for n, x in (self.state.averages or {n: p.detach() for n, p in self.state.trained.items()}).items()
@@ -550,7 +550,7 @@ class Run:
             self.vae.load_state_dict(trained, strict=False)
             scale = self.latent_scale()
             config = dataclasses.replace(self.config, vae=dataclasses.replace(self.config.vae, scale=scale))
-            with atomic(folder) as temporary:
+            with atomic(folder, replace_folder=True) as temporary:
                 temporary.mkdir()
                 write_json(temporary / "config.json", to_dict(config))
                 write_tensors(temporary / "vae.safetensors", self.vae.state_dict())
@@ -558,7 +558,7 @@ class Run:
             model, vae = build(self.options, self.config)
             assert model is not None
             model.load_state_dict(trained, strict=False)
-            save(folder, model, vae)
+            save(folder, model, vae, replace=True)
         tqdm.write(f"wrote {folder}")
 
     def latent_scale(self) -> float:
@@ -581,11 +581,7 @@ def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, b
     """-> the options given on the command line by name, --resume and --force."""
     parser = argparse.ArgumentParser("python -m cfld.train", description=__doc__, formatter_class=HelpFormatter)
     for f in dataclasses.fields(TrainConfig):
-        kind = {"int": int, "float": float}.get(
-            str(f.type).split(" ")[0].removeprefix("<class '").removesuffix("'>"), str
-        )
-        if isinstance(f.type, type):
-            kind = f.type
+        kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
         shown = "" if f.default is None else f" (default: {f.default})"
         parser.add_argument(
             f"--{f.name.replace('_', '-')}",
@@ -607,7 +603,7 @@ def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, b
 @command
 def main(argv: list[str] | None = None) -> None:
     given, resume, force = parse_options(argv)
-    run = Run(settle_options(given, resume, force), resume)
+    run = Run(settle_options(given, resume, force), resume, force)
     counted = sum(p.numel() for p in run.state.trained.values())
     print(
         f"{run.options.stage}: {counted:,} parameters train, {run.total:,} steps of {run.options.global_batch} pairs, "

@@ -209,8 +209,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level of the way up: residual blocks that take a skip each, each followed by (biased) attention, then
-    doubling."""
+    """A level of the way up: residual blocks that take a skip each, then biased attention each, then doubling."""
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
@@ -233,7 +232,7 @@ class UpBlock(nn.Module):
         self, x: Tensor, skips: list[Tensor], time_emb: Tensor, prompt: Tensor, query_biases: Sequence[Tensor | None]
     ) -> Tensor:
         """x (B, C, H, W), skips in the order of use, time_emb (B, E), prompt (B, L, P), query_biases one an attention
-        -> (B, C', 2H, 2W)."""
+        -> (B, C', 2H, 2W); the finest level keeps H and W."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(torch.cat([x, skip], dim=1), time_emb)
             if self.attentions:
