@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cfld.adapter import PoseAdapter
 from cfld.config import SD15, CFLDConfig, read_config
-from cfld.files import HelpFormatter, UserError, atomic, command, read_tensors, write_json, write_tensors
+from cfld.files import HelpFormatter, UserError, atomic, command, read_tensors, summary, write_json, write_tensors
 from cfld.hga import HybridGranularityAttention
 from cfld.model import CFLD, assign, load, save
 from cfld.prd import PerceptionRefinedDecoder
@@ -466,7 +466,9 @@ def export(options: argparse.Namespace) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m cfld.convert", description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m cfld.convert", description=summary(__doc__), formatter_class=HelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="init | official | export")
     config_help = "JSON file of a config with other widths (see a model folder's config.json)"
 

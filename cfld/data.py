@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from cfld.files import HelpFormatter, UserError, atomic, command, read_image
+from cfld.files import HelpFormatter, UserError, atomic, command, read_image, summary
 from cfld.pose import read_annotations
 
 SPLITS = ("train", "test")
@@ -249,7 +249,7 @@ def step_batches(dataset: FashionPairs, batch: int, seed: int, start: int, stop:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m cfld.data", description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser("python -m cfld.data", description=summary(__doc__), formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="prepare")
     sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
     sub.add_argument("root", metavar="ROOT", type=Path)

@@ -40,6 +40,11 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
     return run
 
 
+def summary(doc: str | None) -> str:
+    """A module's docstring as a command's description: without the letters of its shapes."""
+    return (doc or "").partition("\nLetters in shapes")[0]
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the examples of a description as they are written and shows the defaults that mean something."""
 

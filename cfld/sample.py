@@ -20,7 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfld.data import to_range, to_square
-from cfld.files import HelpFormatter, UserError, check_picture_name, command, read_image, refuse_overwrite, save_image
+from cfld.files import (
+    HelpFormatter,
+    UserError,
+    check_picture_name,
+    command,
+    read_image,
+    refuse_overwrite,
+    save_image,
+    summary,
+)
 from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
 from cfld.scheduler import Scheduler, SchedulerConfig
@@ -206,7 +215,9 @@ def pick_device(name: str | None) -> torch.device:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m cfld.sample", description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m cfld.sample", description=summary(__doc__), formatter_class=HelpFormatter
+    )
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a model folder (cfld.convert or cfld.train makes one)"
     )

@@ -43,6 +43,7 @@ from cfld.files import (
     read_json,
     read_safetensors,
     save_image,
+    summary,
     write_json,
     write_tensors,
 )
@@ -381,7 +382,8 @@ class Run:
             raise UserError(
                 f"--batch {options.global_batch} must not exceed the {len(self.pairs)} training pairs of {options.data}"
             )
-        self.total = options.steps or round((options.epochs or 100) * (len(self.pairs) // options.global_batch))
+        steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
+        self.total = options.steps or max(1, round((options.epochs or 100) * steps_an_epoch))
         self.model, self.vae = build(options, self.config)
         self.scheduler = Scheduler(self.config.scheduler)
 
@@ -415,17 +417,25 @@ class Run:
             self.state.restore(found[-1])
         elif resume:
             tqdm.write(f"{self.out} holds no checkpoint yet: starting from step 0")
-        log_path = self.out / "log.jsonl"
         if self.state.step:
             tqdm.write(f"resuming {self.out} after step {self.state.step}")
-        if log_path.is_file():  # forget what is done again
-            lines = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] <= self.state.step]
+        if self.state.step > self.total:
+            raise UserError(f"--steps {self.total} must be at least the {self.state.step} that are done already")
+        log_path = self.out / "log.jsonl"
+        if log_path.is_file():  # forget what is done again, and a line that a kill cut short
+            kept = [line for line in log_path.read_text().splitlines(True) if self.is_done(line)]
             with atomic(log_path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in lines))
+                temporary.write_text("".join(kept))
         options = dataclasses.asdict(self.options)
         write_json(
             self.out / "config.json", {"options": options, "model": to_dict(self.config), "base": self.state.base}
         )
+
+    def is_done(self, line: str) -> bool:
+        """Whether a line of log.jsonl is whole and of a step that the state includes."""
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(line)["step"] <= self.state.step
+        return False
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The stage's loss of a micro-batch under autocast, and its timesteps."""
@@ -579,7 +589,9 @@ def has_pairs(root: Path, split: str) -> bool:
 
 def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, bool]:
     """-> the options given on the command line by name, --resume and --force."""
-    parser = argparse.ArgumentParser("python -m cfld.train", description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m cfld.train", description=summary(__doc__), formatter_class=HelpFormatter
+    )
     for f in dataclasses.fields(TrainConfig):
         kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
         shown = "" if f.default is None else f" (default: {f.default})"
@@ -606,8 +618,9 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(settle_options(given, resume, force), resume, force)
     counted = sum(p.numel() for p in run.state.trained.values())
     print(
-        f"{run.options.stage}: {counted:,} parameters train, {run.total:,} steps of {run.options.global_batch} pairs, "
-        f"{run.device}"
+        f"{run.options.stage}: {counted:,} parameters train"
+        f"{'' if run.model is None else f' (of the UNet: {run.config.unet_trainable})'}, "
+        f"{run.total:,} steps of {run.options.global_batch} pairs, {run.device}"
     )
     run.train()
 

@@ -162,6 +162,16 @@ def test_a_run_can_go_on_from_a_checkpoint_by_name_and_for_longer(run, whole: Pa
     assert [line["step"] for line in logged(folder)][-2:] == [7, 8]
 
 
+def test_a_log_line_that_a_kill_cut_short_is_forgotten(whole: Path, tmp_path: Path, fails) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(whole, folder)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    fails(main, "--out", folder, "--resume", "--steps", 5, words=["--steps 5", "6 that are done"])
+    assert main(["--out", str(folder), "--resume", "--steps", "7"]) == 0
+    assert [line["step"] for line in logged(folder)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_accumulation_changes_nothing_but_memory(run) -> None:
     one, four = run("one", "--steps", 3), run("four", "--steps", 3, "--accumulate", 4)
     for a, b in zip(logged(one), logged(four), strict=True):
