@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from cfld.adapter import PoseAdapter
 from cfld.config import SD15, CFLDConfig, read_config
-from cfld.files import HelpFormatter, UserError, atomic, command, read_tensors, summary, write_json, write_tensors
+from cfld.files import (
+    HelpFormatter,
+    UserError,
+    atomic,
+    command,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from cfld.hga import HybridGranularityAttention
 from cfld.model import CFLD, assign, load, save
 from cfld.prd import PerceptionRefinedDecoder

@@ -8,7 +8,6 @@ misspelling is in the public files; fashion- is read as well), and after prepari
 Letters in shapes: B pairs, S side of a source image, H side of an image for the VAE.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from cfld.files import HelpFormatter, UserError, atomic, command, read_image, summary
+from cfld.files import UserError, atomic, command, command_parser, read_image
 from cfld.pose import read_annotations
 
 SPLITS = ("train", "test")
@@ -249,7 +248,7 @@ def step_batches(dataset: FashionPairs, batch: int, seed: int, start: int, stop:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m cfld.data", description=summary(__doc__), formatter_class=HelpFormatter)
+    parser = command_parser("cfld.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="prepare")
     sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
     sub.add_argument("root", metavar="ROOT", type=Path)

@@ -40,11 +40,6 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
     return run
 
 
-def summary(doc: str | None) -> str:
-    """A module's docstring as a command's description: without the letters of its shapes."""
-    return (doc or "").partition("\nLetters in shapes")[0]
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the examples of a description as they are written and shows the defaults that mean something."""
 
@@ -52,6 +47,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if action.default in (None, False, "", ()):
             return action.help
         return super()._get_help_string(action)
+
+
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for python -m module, described by the module's docstring without the letters of its shapes."""
+    description = (doc or "").partition("\nLetters in shapes")[0]
+    return argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=HelpFormatter)
 
 
 @contextlib.contextmanager

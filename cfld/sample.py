@@ -28,7 +28,6 @@ from cfld.files import (
     read_image,
     refuse_overwrite,
     save_image,
-    summary,
 )
 from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose

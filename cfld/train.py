@@ -43,7 +43,6 @@ from cfld.files import (
     read_json,
     read_safetensors,
     save_image,
-    summary,
     write_json,
     write_tensors,
 )
