@@ -474,9 +474,7 @@ def export(options: argparse.Namespace) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m cfld.convert", description=summary(__doc__), formatter_class=HelpFormatter
-    )
+    parser = command_parser("cfld.convert", __doc__)
     commands = parser.add_subparsers(required=True, metavar="init | official | export")
     config_help = "JSON file of a config with other widths (see a model folder's config.json)"
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from cfld.data import to_range, to_square
 from cfld.files import (
-    HelpFormatter,
     UserError,
     check_picture_name,
     command,
@@ -214,9 +213,7 @@ def pick_device(name: str | None) -> torch.device:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m cfld.sample", description=summary(__doc__), formatter_class=HelpFormatter
-    )
+    parser = command_parser("cfld.sample", __doc__)
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a model folder (cfld.convert or cfld.train makes one)"
     )

@@ -36,7 +36,6 @@ from tqdm import tqdm
 from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
 from cfld.data import Batch, FashionPairs, collate, seeded, step_batches, table_path, to_range
 from cfld.files import (
-    HelpFormatter,
     UserError,
     atomic,
     command,
@@ -588,9 +587,7 @@ def has_pairs(root: Path, split: str) -> bool:
 
 def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, bool]:
     """-> the options given on the command line by name, --resume and --force."""
-    parser = argparse.ArgumentParser(
-        "python -m cfld.train", description=summary(__doc__), formatter_class=HelpFormatter
-    )
+    parser = command_parser("cfld.train", __doc__)
     for f in dataclasses.fields(TrainConfig):
         kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
         shown = "" if f.default is None else f" (default: {f.default})"
