@@ -30,6 +30,7 @@ from cfld.files import (
     UserError,
     atomic,
     command,
+    command_parser,
     read_tensors,
     write_json,
     write_tensors,

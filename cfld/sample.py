@@ -24,6 +24,7 @@ from cfld.files import (
     UserError,
     check_picture_name,
     command,
+    command_parser,
     read_image,
     refuse_overwrite,
     save_image,

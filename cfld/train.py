@@ -39,6 +39,7 @@ from cfld.files import (
     UserError,
     atomic,
     command,
+    command_parser,
     read_json,
     read_safetensors,
     save_image,
