@@ -122,6 +122,8 @@ def _parse(value: Any, hint: Any, name: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or isinstance(value, bool):
         raise ValueError(f"{name} must be {hint.__name__}, found {value!r}")
+    if hint is int and value < 1:
+        raise ValueError(f"{name} must be at least 1, found {value}")
     return value
 
 

@@ -459,6 +459,7 @@ def init(options: argparse.Namespace) -> None:
 def official(options: argparse.Namespace) -> None:
     """The authors' checkpoint."""
     config = read_config(options.config) if options.config else SD15
+    log.info("each norm of the official PRD is taken to go with the attention of its number (norm2: cross-attention)")
     save(options.out, load_official(options.model, options.unet, config), load_vae(options.vae, config.vae))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from cfld.files import UserError, atomic, command, command_parser, read_image
+from cfld.files import UserError, atomic, command, command_parser, read_image, read_text
 from cfld.pose import read_annotations
 
 SPLITS = ("train", "test")
@@ -47,15 +47,17 @@ def table_path(root: Path, kind: str, split: str) -> Path:
 
 def read_list(path: Path) -> list[str]:
     """The names in a .lst file, a line each."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it comes with the data set") from None
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def line_of(path: Path, name: str) -> int:
+    """The number of the first line of a file that holds a name."""
+    return next(number for number, line in enumerate(read_text(path).splitlines(), start=1) if name in line)
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
     """The pairs (from, to) of a file. Raises UserError that names the line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     if not lines or lines[0].strip() != "from,to":
         raise UserError(f"{path}: line 1 must be from,to, found {lines[0][:60] if lines else 'an empty file'}")
     pairs = []
@@ -91,36 +93,28 @@ def prepare(root: Path) -> dict[str, int]:
     counts = {"photos in MEN/ and WOMEN/": len(photos)}
     for split in SPLITS:
         list_path, folder = root / f"{split}.lst", root / f"{split}_highres"
-        names = read_list(list_path)
-        for number, name in enumerate(tqdm(names, desc=f"{split} photos", unit="photo"), start=1):
+        annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
+        names, annotations, pairs = read_list(list_path), read_annotations(annotation_path), read_pairs(pairs_path)
+        named = {name: pairs_path for pair in pairs for name in pair}
+        named |= dict.fromkeys(annotations, annotation_path) | dict.fromkeys(names, list_path)
+        for name, path in tqdm(named.items(), desc=f"{split} photos", unit="photo"):
             if not (folder / name).is_file():
                 if name not in photos:
-                    raise UserError(
-                        f"{list_path}, line {number}: {name} is neither in {folder} nor in {tree}/MEN or /WOMEN"
-                    )
+                    where = f"{path}, line {line_of(path, name)}"
+                    raise UserError(f"{where}: {name} must be in {folder} or in {tree}/MEN or /WOMEN, and is not")
                 link(photos[name], folder / name)
-        annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
-        annotations, pairs, listed = read_annotations(annotation_path), read_pairs(pairs_path), set(names)
-        for number, name in enumerate(annotations, start=2):
-            if name not in listed:
-                raise UserError(f"{annotation_path}, line {number}: {name} must be in {list_path.name}, and is not")
-        for number, pair in enumerate(pairs, start=2):
-            for name in pair:
-                if name not in listed:
-                    raise UserError(f"{pairs_path}, line {number}: {name} must be in {list_path.name}, and is not")
-                if name not in annotations:
-                    raise UserError(
-                        f"{pairs_path}, line {number}: {name} must be in {annotation_path.name}, and is not"
-                    )
+        for name in (name for pair in pairs for name in pair if name not in annotations):
+            where = f"{pairs_path}, line {line_of(pairs_path, name)}"
+            raise UserError(f"{where}: {name} must have a row in {annotation_path.name}, and has none")
         counts[f"{split} photos"] = len(names)
-        counts[f"{split} photos without annotation"] = len(listed - annotations.keys())
+        counts[f"{split} photos without annotation"] = len(set(names) - annotations.keys())
         counts[f"{split} pairs"] = len(pairs)
     return counts
 
 
 def to_square(photo: Image.Image, size: int) -> Tensor:
     """A photo stretched to a square by pillow's bicubic filter -> (3, size, size) uint8."""
-    square = photo.resize((size, size), Image.Resampling.BICUBIC)
+    square = photo.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
@@ -147,6 +141,10 @@ class Batch:
             self.images.to(device, non_blocking=True),
             self.keypoints.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which copies to a GPU do not wait."""
+        return Batch(self.source_images.pin_memory(), self.images.pin_memory(), self.keypoints.pin_memory())
 
     def split(self, parts: int) -> Iterator["Batch"]:
         """Cut B pairs into equal parts, in order."""
@@ -211,7 +209,7 @@ def collate(pairs: list[Pair]) -> Batch:
 
 def seeded(*key: int) -> torch.Generator:
     """A generator on the CPU whose stream depends on all the numbers of its key and nothing else."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]  # (0, 3) is not (0, 3, 0)
     return torch.Generator().manual_seed(int(state) >> 1)
 
 

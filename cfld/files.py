@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,7 +31,8 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
         try:
             main(argv)
         except (UserError, OSError) as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            text = str(error).rpartition("UserError: ")[2]  # what a worker process raised comes with its traceback
+            print("error: " + " ".join(text.split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -71,8 +73,12 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -86,13 +92,21 @@ def refuse_overwrite(path: str | Path, force: bool) -> None:
         raise UserError(f"{path} already exists: choose another name or add --force to replace it")
 
 
+def read_text(path: str | Path) -> str:
+    """The content of a text file in UTF-8, with or without a byte order mark."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: must be text in UTF-8 ({error})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
@@ -102,12 +116,12 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """A picture of any format that pillow reads, turned upright, as RGB."""
+def read_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """A picture of any format that pillow reads, as RGB; upright: turned as its camera says."""
     try:
         with Image.open(path) as image:
             image.load()
-            return image.convert("RGB")
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -116,7 +130,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 def check_picture_name(path: str | Path) -> None:
     """Raise UserError unless the name ends as a picture's."""
-    if Path(path).suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
         raise UserError(f"{path}: a picture's name must end in .png or .jpg, found {Path(path).suffix!r}")
 
 
@@ -150,6 +164,8 @@ def read_safetensors(path: str | Path, dtype: torch.dtype | None = None) -> tupl
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
+            if entry["dtype"] not in DTYPES:
+                raise UserError(f"{path}: {name} has type {entry['dtype']}, which must be one of {', '.join(DTYPES)}")
             begin, end = entry["data_offsets"]
             buffer = bytearray(end - begin)
             file.seek(8 + header_size + begin)
@@ -168,7 +184,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mappable = zipfile.is_zipfile(path)  # not what torch wrote before 1.6
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except Exception as error:  # torch.load raises whatever the unpickler meets first
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"{path}: not a whole checkpoint of plain tensors ({reason}): copy it again") from None
@@ -183,4 +200,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        try:
+            save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise UserError(f"{path} cannot be written ({error}): make room, or choose another folder") from None

@@ -97,10 +97,9 @@ class HybridGranularityAttention(nn.Module):
     def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
         """Make the query biases of Eq. 4.
 
-        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16); an f_4 behind them is not
-        looked at -> nine query biases in the order the UNet meets them: three of (B, 256, 1280) from f_3, three of (B,
-        1024, 640)
-            from f_2, three of (B, 4096, 320) from f_1
+        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), and an f_4 that is left alone
+        -> nine query biases in the order the UNet meets them: three of (B, 256, 1280) from f_3, three of
+            (B, 1024, 640) from f_2, three of (B, 4096, 320) from f_1
         """
         coarse_to_fine = reversed(source_features[: len(self.levels)])
         return [branch(f) for f, level in zip(coarse_to_fine, self.levels, strict=True) for branch in level]  # type: ignore[attr-defined]

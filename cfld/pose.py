@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfld.files import UserError, read_json
+from cfld.files import UserError, read_json, read_text
 
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
@@ -174,10 +174,7 @@ def read_openpose(path: str | Path, pose_size: tuple[int, int] | None = None) ->
 
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     """A DeepFashion annotation file -> keypoints (18, 2) as (y, x) in FRAME by name. Raises UserError with the line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file") from None
+    lines = read_text(path).splitlines()
     header = "name:keypoints_y:keypoints_x"
     if not lines or lines[0].strip() != header:
         raise UserError(f"{path}: line 1 must be {header}, found {lines[0][:60] if lines else 'an empty file'}")

@@ -7,6 +7,7 @@ Letters in shapes: B pictures, S source images, R rows of Eq. 7 whose weight is 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cfld.config import CFLDConfig
 from cfld.data import to_range, to_square
 from cfld.files import (
     UserError,
@@ -31,7 +33,7 @@ from cfld.files import (
 )
 from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
-from cfld.scheduler import Scheduler, SchedulerConfig
+from cfld.scheduler import Scheduler
 from cfld.vae import VAE
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -184,6 +186,12 @@ def generate(
     return to_pictures(images, size or default_size(config.image_size))
 
 
+def check_steps(option: str, steps: int, config: CFLDConfig) -> None:
+    """Raise UserError unless a run of so many sampling steps fits the model's schedule."""
+    if not 1 <= steps < config.scheduler.num_timesteps:
+        raise UserError(f"{option} must be within 1 .. {config.scheduler.num_timesteps - 1}, found {steps}")
+
+
 def default_size(image_size: int) -> tuple[int, int]:
     """Height and width of results for a model of this image size: the paper's larger or smaller."""
     return (512, 352) if image_size >= 512 else FRAME
@@ -255,19 +263,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
     options = parser.parse_args(argv)
 
-    if not 1 <= options.steps < SchedulerConfig.num_timesteps:
-        raise UserError(f"--steps must be within 1 .. {SchedulerConfig.num_timesteps - 1}, found {options.steps}")
+    if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
+        raise UserError("--pose-scale and --appearance-scale must be finite numbers")
+    if not 0 <= options.seed < 2**63 - len(options.pose):
+        raise UserError(f"--seed must be at least 0 and below 2^63, found {options.seed}")
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     for path in outs:
         check_picture_name(path)
         refuse_overwrite(path, options.force)
-    photo = read_image(options.source)
+    photo = read_image(options.source, upright=True)
     pose_size = options.pose_size and options.pose_size[::-1]
     keypoints = np.stack([read_pose(text, pose_size) for text in options.pose])
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
     model, vae = load(options.model, device, precision)
+    check_steps("--steps", options.steps, model.config)
     for module in (model, vae):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = generate(

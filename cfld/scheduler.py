@@ -60,8 +60,8 @@ class Scheduler:
 
         latents (B, 4, h, w): x_t
         noise_pred (B, 4, h, w): eps_theta(x_t, t)
-        t, t_next: this timestep and the next, smaller one; -1 after the last, where the step returns the prediction of
-        x_0 noise (B, 4, h, w) ~ N(0, 1), or None for the posterior's mean
+        t, t_next: this timestep and the next, smaller one; -1 after the last: the step then returns the predicted x_0
+        noise (B, 4, h, w) ~ N(0, 1), or None for the posterior's mean
         -> latents (B, 4, h, w) at t_next
         """
         abar_t = self.alpha_bars[t].double().item()

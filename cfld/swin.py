@@ -29,6 +29,8 @@ class SwinConfig:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
             raise ValueError(f"swin.depths {self.depths} and swin.num_heads {self.num_heads} must have equal length")
+        if not 0 <= self.stochastic_depth < 1:
+            raise ValueError(f"swin.stochastic_depth must be at least 0 and below 1, found {self.stochastic_depth}")
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             if width % heads:
                 raise ValueError(f"swin.num_heads {self.num_heads} must divide the stage widths {self.widths}")

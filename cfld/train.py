@@ -48,7 +48,7 @@ from cfld.files import (
 )
 from cfld.model import CFLD, assign, load, save
 from cfld.pose import FRAME, pose_maps
-from cfld.sample import PRECISIONS, pick_device, picture_grid, sample, to_pictures
+from cfld.sample import PRECISIONS, check_steps, pick_device, picture_grid, sample, to_pictures
 from cfld.scheduler import Scheduler
 from cfld.vae import VAE
 
@@ -103,6 +103,12 @@ class TrainConfig:
         for name in ("ema", "decay_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
+        if self.stage == "vae" and self.init:
+            raise UserError(f"--stage vae starts from nothing, found --init {self.init}: leave it out")
+        for name in ("init", "data", "config"):
+            path = getattr(self, name)
+            if path and Path(self.out).resolve() in Path(path).resolve().parents:
+                raise UserError(f"--{name} {path} must not lie inside --out {self.out}: choose another --out")
         if self.global_batch % self.accumulate:
             raise UserError(f"--batch {self.global_batch} must be a multiple of --accumulate {self.accumulate}")
 
@@ -124,8 +130,8 @@ class TrainConfig:
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
-FREE_ON_RESUME = {"steps", "epochs", "accumulate", "workers", "save_every", "keep", "sample_every", "sample_steps",
-                  "log_every", "device", "out", "data"}  # fmt: skip
+FREE_ON_RESUME = {"init", "data", "out", "steps", "epochs", "accumulate", "workers", "save_every", "keep",
+                  "sample_every", "sample_steps", "log_every", "device"}  # fmt: skip
 
 
 # The objective. ------------------------------------------------------------------------------------------------------
@@ -210,6 +216,12 @@ def learning_rate(step: int, total: int, options: TrainConfig) -> float:
 # Checkpoints. --------------------------------------------------------------------------------------------------------
 
 
+def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
+    """The first part in which two architectures differ, with both values; None if they are the same."""
+    parts = zip(to_dict(there).items(), to_dict(here).values(), strict=True)
+    return next((f"{name} is {found} there and {asked} here" for (name, found), asked in parts if found != asked), None)
+
+
 def frozen_hash(*modules: nn.Module) -> str:
     """A sha256 of every frozen tensor, name and bytes."""
     digest = hashlib.sha256()
@@ -229,6 +241,7 @@ class State:
     averages: dict[str, Tensor]  # empty without --ema
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler
+    config: CFLDConfig
     base: str  # hash of what does not change
     step: int = 0  # steps done
 
@@ -239,7 +252,13 @@ class State:
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = value
-        facts = {"step": self.step, "base": self.base, "scaler": self.scaler.state_dict()}
+        if lost := [name for name, x in tensors.items() if not x.isfinite().all()]:
+            raise UserError(
+                f"after step {self.step} {len(lost)} tensors are not finite (first: {lost[0]}); nothing was saved over "
+                f"the checkpoints before; begin anew with a lower --lr"
+            )
+        model, scaler = to_dict(self.config), self.scaler.state_dict()
+        facts = {"step": self.step, "base": self.base, "scaler": scaler, "model": model}
         write_tensors(path, tensors, {"cfld": json.dumps(facts)})
 
     def restore(self, path: Path) -> None:
@@ -253,9 +272,12 @@ class State:
                 f"{path}: was trained on frozen weights of sha256 {facts['base'][:12]}..., found {self.base[:12]}...; "
                 f"--init must be the folder that the run began with"
             )
+        if differs := difference(from_dict(facts["model"]), self.config):
+            raise UserError(f"{path} is of another architecture: {differs}")
+        held = {name for name in tensors if name.startswith(("weights/", "averages/"))}
         wanted = {f"weights/{name}" for name in self.trained} | {f"averages/{name}" for name in self.averages}
-        if missing := sorted(wanted - tensors.keys()):
-            raise UserError(f"{path}: lacks {len(missing)} tensors of this model (first: {missing[0]})")
+        if odd := sorted(held ^ wanted):
+            raise UserError(f"{path} holds other tensors than this run trains ({len(odd)} differ, first: {odd[0]})")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[f"weights/{name}"])
@@ -269,18 +291,17 @@ class State:
         self.step = facts["step"]
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of steps in a checkpoint's name."""
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted((folder / "checkpoints").glob("step_*.safetensors"))
 
 
 # Setting up. ---------------------------------------------------------------------------------------------------------
-
-
-def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
-    """The first part in which two architectures differ, with both values; None if they are the same."""
-    parts = zip(to_dict(there).items(), to_dict(here).values(), strict=True)
-    return next((f"{name} is {found} there and {asked} here" for (name, found), asked in parts if found != asked), None)
 
 
 def architecture(options: TrainConfig) -> CFLDConfig:
@@ -316,6 +337,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
             f"cannot start from nothing; make the folder with python -m cfld.convert init"
         )
+    tqdm.write(f"{options.init} holds a VAE alone: everything else starts from seed {options.seed}")
     vae = VAE(config.vae)
     path = Path(options.init) / "vae.safetensors"
     assign(vae, read_safetensors(path, torch.float32)[0], path)
@@ -337,6 +359,14 @@ def saved_options(out: Path) -> dict[str, Any]:
     return content["options"]
 
 
+def read_run_config(path: Path) -> CFLDConfig:
+    """The architecture that a run was begun with."""
+    try:
+        return from_dict(read_json(path)["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not hold a run's architecture ({error}): choose another --out") from None
+
+
 def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> TrainConfig:
     """Options of the command line, and on --resume of the run itself. Raises UserError where the two disagree and
     where a run would be overwritten."""
@@ -351,9 +381,12 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
                 )
         if given.keys() & {"steps", "epochs"}:
             saved |= {"steps": None, "epochs": None}
-        return TrainConfig(**(saved | given))
+        try:
+            return TrainConfig(**(saved | given))
+        except TypeError as error:  # of another version
+            raise UserError(f"{out}/config.json holds options that cannot be read here ({error})") from None
     options = TrainConfig(**given)
-    if out.exists() and any(out.iterdir()):
+    if resume is None and out.exists() and any(out.iterdir()):
         if not force:
             raise UserError(
                 f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
@@ -371,7 +404,9 @@ class Run:
     def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False):
         self.options, self.out = options, Path(options.out)
         self.device = pick_device(options.device)
-        self.config = architecture(options)
+        begun = self.out / "config.json"
+        self.config = read_run_config(begun) if resume and begun.is_file() else architecture(options)
+        check_steps("--sample-steps", options.sample_steps, self.config)
         if options.data is None:
             raise UserError(
                 "--data ROOT is needed: a folder in DeepFashion's layout, prepared by python -m cfld.data prepare ROOT"
@@ -382,7 +417,9 @@ class Run:
                 f"--batch {options.global_batch} must not exceed the {len(self.pairs)} training pairs of {options.data}"
             )
         steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
-        self.total = options.steps or max(1, round((options.epochs or 100) * steps_an_epoch))
+        self.total = options.steps or max(
+            1, round((100 if options.epochs is None else options.epochs) * steps_an_epoch)
+        )
         self.model, self.vae = build(options, self.config)
         self.scheduler = Scheduler(self.config.scheduler)
 
@@ -398,17 +435,13 @@ class Run:
         averages = {name: p.detach().clone() for name, p in trained.items()} if options.ema else {}
         optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
-        self.state = State(trained, averages, optimizer, scaler, base)
+        self.state = State(trained, averages, optimizer, scaler, self.config, base)
         if force and not resume:
             shutil.rmtree(self.out, ignore_errors=True)  # now that nothing else can be wrong
         self.resume(resume)
 
     def resume(self, resume: str | None) -> None:
         """Go back to a checkpoint, or begin the run folder."""
-        if resume and (self.out / "config.json").is_file():
-            begun_with = from_dict(read_json(self.out / "config.json")["model"])
-            if differs := difference(begun_with, self.config):
-                raise UserError(f"{self.out} was begun with another architecture: {differs}; choose another --out")
         found = checkpoints(self.out)
         if resume not in (None, "latest"):
             self.state.restore(Path(str(resume)))
@@ -418,6 +451,11 @@ class Run:
             tqdm.write(f"{self.out} holds no checkpoint yet: starting from step 0")
         if self.state.step:
             tqdm.write(f"resuming {self.out} after step {self.state.step}")
+        if found and self.state.step < step_of(found[-1]):
+            raise UserError(
+                f"{self.out} holds a later checkpoint, {found[-1].name}: go on in another --out, or remove those after "
+                f"step {self.state.step}"
+            )
         if self.state.step > self.total:
             raise UserError(f"--steps {self.total} must be at least the {self.state.step} that are done already")
         log_path = self.out / "log.jsonl"
@@ -459,16 +497,20 @@ class Run:
 
             # Accumulate: the gradient of the mean over all rows, a part of the batch at a time.
             state.optimizer.zero_grad(set_to_none=True)
-            loss_sum, first = 0.0, 0
+            loss_sum, first, all_timesteps = 0.0, 0, []
             for part in batch.split(options.accumulate):
                 draws = draw_step(options.seed, step, range(first, first + len(part)), self.config).to(self.device)
                 loss, timesteps = self.loss(part.to(self.device), draws)
+                all_timesteps += timesteps.tolist()
                 if not math.isfinite(loss.item()):
-                    raise UserError(self.not_finite(step, loss.item(), timesteps))
+                    raise UserError(self.not_finite("loss", step, loss.item(), all_timesteps))
                 state.scaler.scale(loss / options.accumulate).backward()
                 loss_sum, first = loss_sum + loss.item() / options.accumulate, first + len(part)
 
-            # Step.
+            # Step, unless a gradient is lost (in fp16 the scaler leaves such a step out and scales less).
+            norm = torch.nn.utils.get_total_norm(p.grad for p in state.trained.values() if p.grad is not None).item()
+            if not math.isfinite(norm) and not state.scaler.is_enabled():
+                raise UserError(self.not_finite("gradient", step, norm, all_timesteps))
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.step = step + 1
@@ -486,19 +528,19 @@ class Run:
                 speed = rows / (time.perf_counter() - started)
                 self.log({"step": state.step, "loss": sum(losses) / len(losses), "lr": lr, "rows/s": speed})
                 losses, started, rows = [], time.perf_counter(), 0
-            if options.sample_every and state.step % options.sample_every == 0:
-                self.sample_grid()
 
-            # Checkpoint.
+            # Checkpoint, and then a look at what it paints.
             if state.step == self.total or (options.save_every and state.step % options.save_every == 0):
                 self.checkpoint()
+            if options.sample_every and state.step % options.sample_every == 0:
+                self.sample_grid()
         self.write_model()
 
-    def not_finite(self, step: int, loss: float, timesteps: Tensor) -> str:
-        """What to say when the loss is lost."""
+    def not_finite(self, what: str, step: int, found: float, timesteps: list[int]) -> str:
+        """What to say when the loss or its gradient is lost."""
         last = checkpoints(self.out)
         return (
-            f"the loss of step {step} must be finite, found {loss} at timesteps {timesteps.tolist()}; "
+            f"the {what} of step {step} must be finite, found {found} at timesteps {timesteps}; "
             f"nothing was saved over {last[-1] if last else 'any checkpoint'}; begin anew with a lower --lr"
         )
 
@@ -571,10 +613,10 @@ class Run:
         tqdm.write(f"wrote {folder}")
 
     def latent_scale(self) -> float:
-        """One over the standard deviation of this VAE's latents over up to 256 training photos."""
+        """One over the standard deviation of the posterior means of about 256 training photos."""
         means = []
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for i in range(0, len(self.pairs), max(1, len(self.pairs) // 256)):
+            for i in range(0, len(self.pairs), math.ceil(len(self.pairs) / 256)):
                 means.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device)))[0].float())
         return float(f"{1 / torch.cat(means).std().item():.5g}")
 

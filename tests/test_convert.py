@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,6 +283,28 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name):
             load_unet(tmp_path / name)
     assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_of_before_torch_1_6_are_read_and_odd_types_named(tmp_path: Path) -> None:
+    unet = micro_model()[0].unet
+    tensors = {name: x.detach() for name, x in in_layout(unet, layout_of("UNet", "diffusers")).items()}
+    torch.save(tensors, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert_equal(load_unet(tmp_path / "old.bin", MICRO.unet), unet)
+    save_file({"x": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="x has type F8_E4M3"):
+        load_unet(tmp_path / "odd.safetensors")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, micro_folder: Path) -> None:
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        f"from cfld.convert import main; sys.exit(main(['export', '--to', 'official', {str(micro_folder)!r}, 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistakes_at_the_command_line_are_one_line(public, tmp_path: Path, fails) -> None:

@@ -79,18 +79,36 @@ def test_a_pair_of_a_photo_that_is_not_listed_or_not_annotated_is_named(raw: Pat
     pairs = raw / "fasion-resize-pairs-train.csv"
     text = pairs.read_text()
     pairs.write_text(text + "nobody.jpg,nobody.jpg\n")
-    fails(main, "prepare", raw, words=["pairs-train.csv, line 202", "nobody.jpg", "train.lst"])
+    fails(main, "prepare", raw, words=["pairs-train.csv, line 202", "nobody.jpg", "train_highres"])
     flat = next(name for name in (raw / "train.lst").read_text().split() if "6flat" in name)
     pairs.write_text(text + f"{flat},{flat}\n")
     fails(main, "prepare", raw, words=["pairs-train.csv, line 202", flat, "annotation"])
+
+
+def test_an_annotated_photo_that_no_list_has_is_flattened_too_and_a_blank_line_does_not_shift_numbers(
+    raw: Path, fails
+) -> None:
+    path = raw / "train.lst"
+    names = path.read_text().splitlines()
+    path.write_text("\n".join(["", *names[1:]]))
+    prepare(raw)
+    assert (raw / "train_highres" / names[0]).is_file()
+    path.write_text("\n".join(["", *names[1:], "nobody.jpg"]))
+    fails(main, "prepare", raw, words=["train.lst, line 53", "nobody.jpg"])
+
+
+def test_text_in_another_encoding_is_named(raw: Path, fails) -> None:
+    path = raw / "fasion-resize-annotation-train.csv"
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+    fails(main, "prepare", raw, words=["fasion-resize-annotation-train.csv", "UTF-8"])
 
 
 def test_other_mistakes_are_one_line(raw: Path, tmp_path: Path, fails) -> None:
     fails(main, "prepare", tmp_path / "nowhere", words=["nowhere", "no such folder"])
     (raw / "fasion-resize-pairs-test.csv").unlink()
     fails(main, "prepare", raw, words=["fasion-resize-pairs-test.csv", "fashion-resize-pairs-test.csv"])
-    (raw / "test.lst").unlink()
-    fails(main, "prepare", raw, words=["test.lst", "no such file"])
+    (raw / "train.lst").unlink()
+    fails(main, "prepare", raw, words=["train.lst", "no such file"])
 
 
 def test_a_pair_is_pils_bicubic_stretch_to_squares(fashion: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
 CORE = ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
 MODULES = sorted(p for p in (ROOT / "cfld").rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M))
+@pytest.mark.parametrize("name", ROWS)
 def test_each_row_of_the_paper_to_code_map_resolves(name: str) -> None:
     parts = name.split(".")
     thing = importlib.import_module(".".join(parts[:2]))
@@ -25,7 +26,8 @@ def test_each_row_of_the_paper_to_code_map_resolves(name: str) -> None:
 
 def test_the_map_covers_every_equation_of_the_method() -> None:
     table = README[README.index("From the paper to the code") : README.index("## Public weights")]
-    assert all(str(equation) in table for equation in (1, 3, 4, 5, 6, 7))
+    assert all(f"Eq. {equation}" in table for equation in (1, 3, 4, 6, 7)) and "Eq. 3 and 5" in table
+    assert len(ROWS) == table.count("`cfld.") >= 12
 
 
 @pytest.mark.parametrize("page", ["README.md", "weights/README.md"])

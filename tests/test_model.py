@@ -73,6 +73,9 @@ def test_the_trainable_set_follows_the_config() -> None:
         ("unet.width", 3, ["unknown field unet.width"]),
         ("prd.depth", "four", ["prd.depth must be int", "'four'"]),
         ("unet.channels", 3, ["unet.channels must be a list", "3"]),
+        ("unet.groups", 0, ["unet.groups must be at least 1", "0"]),
+        ("prd.depth", -1, ["prd.depth must be at least 1", "-1"]),
+        ("swin.stochastic_depth", 1.0, ["swin.stochastic_depth", "1.0"]),
     ],
 )
 def test_a_wrong_seam_names_both_sides(path: str, value: object, words: list[str], tmp_path: Path) -> None:

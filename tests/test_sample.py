@@ -88,6 +88,18 @@ def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
     keypoints = cfld.pose.read_annotations(CSV)[NAMES[1]]
     pictures = cfld.generate(model, vae, Image.open(PHOTO), keypoints, steps=2, seed=4)
     assert [picture.size for picture in pictures] == [(176, 256)]
+    again = cfld.generate(model, vae, Image.open(PHOTO).convert("RGBA"), keypoints, steps=2, seed=4)
+    assert again[0].tobytes() == pictures[0].tobytes()
+
+
+def test_a_photo_that_lies_on_its_side_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    from cfld.files import read_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=exif)
+    assert read_image(tmp_path / "phone.jpg", upright=True).size == (20, 40)
+    assert read_image(tmp_path / "phone.jpg").size == (40, 20)
 
 
 def run(micro_folder: Path, out: Path, *more: object) -> int:
@@ -138,6 +150,10 @@ def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_pat
     fails(main, "--model", micro_folder, "--source", tmp_path / "bad.jpg", *pose, *out, words=["bad.jpg", "readable"])
     fails(main, "--model", micro_folder, *photo, "--pose", f"{CSV}#x", *out, words=["no row named 'x'"])
     fails(main, "--model", micro_folder, *photo, *pose, *out, "--steps", 0, words=["steps", "found 0"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--seed", 2**70, words=["--seed", "2^63"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--pose-scale", "nan", words=["--pose-scale", "finite"])
+    fails(main, "--model", micro_folder, *photo, "--pose", f"{PHOTO}#x", *out, words=[PHOTO.name, "UTF-8"])
+    fails(main, "--model", micro_folder, *photo, *pose, "--out", tmp_path / "o.psd", words=["o.psd", ".png"])
     fails(main, "--model", micro_folder, *photo, *pose, *out, "--device", "cuda:9", words=["--device cuda:9"])
     fails(main, "--model", micro_folder, *photo, *pose, "--out", tmp_path / "o.txt", words=["o.txt", ".png"])
     (tmp_path / "o.png").write_text("mine")

@@ -189,16 +189,31 @@ def test_the_same_seed_gives_the_same_weights_and_another_another(run) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_frozen_weights_hold_no_gradient_and_no_optimizer_state(run, whole: Path) -> None:
+def test_frozen_weights_are_not_in_the_optimizer(whole: Path, tmp_path: Path) -> None:
     from cfld.train import Run
 
+    shutil.copytree(whole, tmp_path / "run")
     options = TrainConfig(**json.loads((whole / "config.json").read_text())["options"])
-    training = Run(dataclasses.replace(options, out=str(whole)), "latest")
+    training = Run(dataclasses.replace(options, out=str(tmp_path / "run")), "latest")
     held = {id(p) for group in training.state.optimizer.param_groups for p in group["params"]}
     assert training.model is not None
     for _, p in [*training.model.named_parameters(), *training.vae.named_parameters()]:
         assert (id(p) in held) == p.requires_grad
-        assert p.requires_grad or p.grad is None
+
+
+def test_bf16_and_fp16_give_nearly_the_gradient_of_fp32(batch: Batch) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model, vae = micro_model()
+        draws = draw_step(0, 7, range(4), MICRO)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            training_loss(model, vae, Scheduler(), batch, draws, "paper")[0].backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
+        assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+    assert relative_error(gradients[1], gradients[0]) <= 0.05
+    assert relative_error(gradients[2], gradients[0]) <= 0.01
 
 
 def test_a_bare_resume_without_a_checkpoint_starts_and_says_so(run, capsys) -> None:
@@ -259,6 +274,9 @@ def test_mistakes_are_one_line_and_lose_nothing(
     fails(main, *new, "--accumulate", 3, words=["--batch 4", "--accumulate 3"])
     fails(main, *new, "--ema", 1.5, words=["--ema", "1.5"])
     fails(main, *new, "--steps", 0, words=["--steps", "found 0"])
+    fails(main, *new, "--sample-steps", 1000, words=["--sample-steps", "999", "1000"])
+    fails(main, *new, "--stage", "vae", words=["--stage vae", "--init"])
+    fails(main, *base, "--out", micro_folder.parent, "--force", words=["--init", "inside --out"])
     fails(main, *new, "--data", tmp_path, words=["fasion-resize-pairs-train.csv"])
     fails(
         main,
@@ -292,6 +310,85 @@ def test_a_checkpoint_of_another_base_is_refused(whole: Path, tmp_path: Path, mi
     values["options"]["init"] = str(tmp_path / "base")
     (tmp_path / "run" / "config.json").write_text(json.dumps(values))
     fails(main, "--out", tmp_path / "run", "--resume", words=["step_00000006.safetensors", "frozen weights", "--init"])
+
+
+def test_resuming_from_an_older_checkpoint_loses_nothing_later(run, tmp_path: Path, fails) -> None:
+    folder = run("branch", "--steps", 3, "--save-every", 1, "--keep", 5)
+    first = folder / "checkpoints" / "step_00000001.safetensors"
+    before = sorted(p.name for p in first.parent.iterdir())
+    fails(main, "--out", folder, "--resume", first, words=["step_00000003.safetensors", "another --out"])
+    assert sorted(p.name for p in first.parent.iterdir()) == before
+    options = json.loads((folder / "config.json").read_text())["options"]
+    again = ["--out", tmp_path / "new", "--resume", first, "--data", options["data"], "--init", options["init"]]
+    again += [
+        "--config",
+        options["config"],
+        "--batch",
+        4,
+        "--lr",
+        1e-3,
+        "--warmup",
+        2,
+        "--precision",
+        "fp32",
+        "--steps",
+        3,
+    ]
+    assert main([str(a) for a in [*again, "--sample-every", 0, "--device", "cpu"]]) == 0
+    for name, x in weights(folder).items():
+        assert torch.equal(x, weights(tmp_path / "new")[name]), name
+
+
+def test_a_moved_init_can_be_named_on_resume(whole: Path, micro_folder: Path, tmp_path: Path, fails) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(micro_folder, tmp_path / "moved")
+    values = json.loads((tmp_path / "run" / "config.json").read_text())
+    values["options"]["init"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    fails(main, "--out", tmp_path / "run", "--resume", words=["gone"])
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--init", str(tmp_path / "moved")]) == 0
+
+
+def test_a_damaged_config_of_a_run_is_one_line(whole: Path, tmp_path: Path, fails) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    whole_text = path.read_text()
+    for old, new in (('"lr"', '"learning"'), ('"model"', '"module"'), ('"swin"', '"swan"'), ("{", "")):
+        path.write_text(whole_text.replace(old, new, 1))
+        fails(main, "--out", tmp_path / "run", "--resume", words=["config.json"])
+
+
+def test_a_gradient_or_weight_that_is_not_finite_reaches_no_checkpoint_and_no_model(
+    run, whole: Path, tmp_path: Path, fails, monkeypatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    resume = ["--out", tmp_path / "run", "--resume", "--steps", 8, "--save-every", 1, "--keep", 1]
+    loss = training_loss
+
+    def lost_gradient(*args):
+        value, timesteps = loss(*args)
+        return value + 0 * (value - value.detach()).sqrt(), timesteps  # finite, but the slope of sqrt at 0 is not
+
+    monkeypatch.setattr("cfld.train.training_loss", lost_gradient)
+    fails(main, *resume, words=["gradient of step 6", "nothing was saved over"])
+    monkeypatch.setattr("cfld.train.training_loss", loss)
+    monkeypatch.setattr("cfld.train.learning_rate", lambda *args: 1e39)
+    fails(main, *resume, words=["not finite", "lower --lr"])
+    (left,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert left.read_bytes() == (whole / "checkpoints" / "step_00000006.safetensors").read_bytes()
+
+
+def test_an_unreadable_photo_is_one_line_in_a_worker_too(
+    run, fashion: Path, micro_folder: Path, tmp_path: Path, fails
+) -> None:
+    shutil.copytree(fashion, tmp_path / "data")
+    for path in (tmp_path / "data" / "train_highres").iterdir():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:600])
+    argv = ["--config", micro_folder / "config.json", "--init", micro_folder, "--data", tmp_path / "data", "--batch", 2]
+    line = fails(main, *argv, "--out", tmp_path / "run", "--workers", 1, "--device", "cpu", words=[".jpg", "readable"])
+    assert "Traceback" not in line
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
