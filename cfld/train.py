@@ -122,11 +122,12 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """5e-7 a pair of the batch (paper) or 1e-4 at 224 pairs (released); tiny, trained from nothing, takes 1e-3."""
+        """5e-7 a pair of the batch (paper) or 1e-4 at 224 pairs (released). TINY starts from nothing and bears more; at
+        1e-3 its UNet diverged after 1,160 steps (docs/overfit.md)."""
         if self.lr is not None:
             return self.lr
         if self.preset == "tiny":
-            return 1e-3
+            return 1e-3 if self.stage == "vae" else 4e-4
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
