@@ -152,7 +152,10 @@ def load(
         raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
     for name in ("config.json", "model.safetensors", "vae.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a whole model folder: {name} is missing; make or copy the folder again")
+            raise UserError(
+                f"{folder} is not a whole model folder: {name} is missing; make or copy the folder again "
+                f"(what --stage vae makes holds a VAE alone: train on from it with --init)"
+            )
     config = read_config(folder / "config.json")
     with torch.device("meta"):
         model, vae = CFLD(config), VAE(config.vae)
