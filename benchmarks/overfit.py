@@ -4,8 +4,8 @@
 
 Trains TINY's VAE and then all of TINY on eight pairs (four people who share two poses), samples the eight targets with
 DDPM-50 under Eq. 7 at 2.0/2.0, and measures the mean absolute error in [0, 1] to the true targets: of the VAE's own
-reconstruction (the floor), of the results, and of results whose sources were exchanged. Writes docs/overfit.png (source,
-pose, target, VAE, result, result of the next person's source) and docs/overfit.json.
+reconstruction (the floor), of the results, and of results whose sources were exchanged. Writes docs/overfit.png
+(source, pose, target, VAE, result, result of the next person's source) and docs/overfit.json.
 """
 
 import json
