@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's own widths, against diffusers. Slow: about 2 minutes and 8 GB. Run: make test-slow."""
+"""Stable Diffusion 1.5's own widths, against diffusers. Slow: about a minute and 8 GB. Run: make test-slow."""
 
 import pytest
 import torch
