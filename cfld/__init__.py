@@ -1,7 +1,7 @@
 """Coarse-to-Fine Latent Diffusion for pose-guided person image synthesis (CVPR 2024), from scratch in plain PyTorch.
 
 import cfld
-model, vae = cfld.load("DIR")
+model, vae = cfld.load()  # the bundled model; cfld.load("DIR"): another
 picture = cfld.generate(model, vae, photo, keypoints)[0]
 """
 

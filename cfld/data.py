@@ -1,6 +1,10 @@
 """Photos in DeepFashion In-shop's layout: preparing a folder, and the pairs that train and test the method.
 
-    python -m cfld.data prepare ROOT      flattens ROOT/MEN and ROOT/WOMEN, checks every list, pair and annotation
+    python -m cfld.data prepare ROOT             flattens ROOT/MEN and ROOT/WOMEN, checks lists, pairs, annotations
+    python -m cfld.data cache ROOT --model DIR   encodes every training photo once, so that training need not
+
+Wherever a folder is asked for, people:2000x4 stands for 2,000 embedded people in 4 poses each, drawn when they are
+needed (people:2000x4@500: from seed 500 on).
 
 ROOT holds train.lst, test.lst, fasion-resize-pairs-{train,test}.csv and fasion-resize-annotation-{train,test}.csv (the
 misspelling is in the public files; fashion- is read as well), and after preparing train_highres/ and test_highres/.
@@ -8,21 +12,41 @@ misspelling is in the public files; fashion- is read as well), and after prepari
 Letters in shapes: B pairs, S side of a source image, H side of an image for the VAE.
 """
 
+import hashlib
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from cfld.files import UserError, atomic, command, command_parser, read_image, read_text
+from cfld import people
+from cfld.config import read_config
+from cfld.files import (
+    PRECISIONS,
+    UserError,
+    atomic,
+    command,
+    command_parser,
+    pick_device,
+    read_image,
+    read_json,
+    read_text,
+    write_json,
+    write_tensors,
+)
+from cfld.model import load_vae_alone
 from cfld.pose import read_annotations
 
 SPLITS = ("train", "test")
@@ -128,83 +152,260 @@ class Batch:
     """B pairs as 2B rows: first every source from itself (Eq. 5), then every target from its source (Eq. 3)."""
 
     source_images: Tensor  # (B, 3, S, S) uint8, for the source encoder
-    images: Tensor  # (2B, 3, H, H) uint8, for the VAE: sources, then targets
+    images: Tensor  # for the VAE, sources, then targets: (2B, 3, H, H) uint8, or from a cache (2B, 2C, h, w) moments
     keypoints: Tensor  # (2B, 18, 2) as (y, x) in the 256x176 frame: of the sources, then of the targets
+    attributes: Tensor | None = None  # (B, A), for --stage base: cfld.people.attribute_vector
 
     def __len__(self) -> int:
         return len(self.source_images)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: change(x) for name, x in tensors.items() if x is not None})
+
     def to(self, device: str | torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(
-            self.source_images.to(device, non_blocking=True),
-            self.images.to(device, non_blocking=True),
-            self.keypoints.to(device, non_blocking=True),
-        )
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which copies to a GPU do not wait."""
-        return Batch(self.source_images.pin_memory(), self.images.pin_memory(), self.keypoints.pin_memory())
+        return self.each(Tensor.pin_memory)
 
     def split(self, parts: int) -> Iterator["Batch"]:
         """Cut B pairs into equal parts, in order."""
         sources, targets = self.images.chunk(2)
         source_keypoints, target_keypoints = self.keypoints.chunk(2)
-        columns = (self.source_images, sources, targets, source_keypoints, target_keypoints)
-        for s, x_s, x_g, k_s, k_g in zip(*(column.chunk(parts) for column in columns), strict=True):
-            yield Batch(s, torch.cat([x_s, x_g]), torch.cat([k_s, k_g]))
+        columns = [self.source_images, sources, targets, source_keypoints, target_keypoints]
+        columns += [] if self.attributes is None else [self.attributes]
+        for s, x_s, x_g, k_s, k_g, *attributes in zip(*(column.chunk(parts) for column in columns), strict=True):
+            yield Batch(s, torch.cat([x_s, x_g]), torch.cat([k_s, k_g]), *attributes)
 
 
-Pair = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, ...]
 
 
 class FashionPairs(Dataset[Pair]):
     """The pairs of a split of a prepared folder.
 
     Item i is (source image (3, S, S), source (3, H, H), target (3, H, H), all uint8, and the keypoints (18, 2) of
-    source and target). Raises UserError if a photo or an annotation of a pair is missing.
+    source and target); with a cache, source and target are moments (2C, h, w). Raises UserError if a photo or an
+    annotation of a pair is missing.
     """
 
     def __init__(self, root: str | Path, split: str, image_size: int, source_size: int):
         self.root, self.split, self.image_size, self.source_size = Path(root), split, image_size, source_size
         self.folder = self.root / f"{split}_highres"
+        self.cache: Cache | None = None
         self.pairs = read_pairs(table_path(self.root, "pairs", split))
         annotations = read_annotations(table_path(self.root, "annotation", split))
-        used = {name for pair in self.pairs for name in pair}
-        for name in sorted(used):
+        self.photos = sorted({name for pair in self.pairs for name in pair})
+        for name in self.photos:
             if name not in annotations:
                 raise UserError(f"{self.root}: {name} is in a {split} pair but has no annotation")
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; python -m cfld.data prepare {self.root} makes it")
         present = {entry.name for entry in os.scandir(self.folder)}
-        if missing := sorted(used - present):
+        if missing := [name for name in self.photos if name not in present]:
             raise UserError(
                 f"{self.folder}: {len(missing)} photos of {split} pairs are missing (first: {missing[0]}); "
                 f"run python -m cfld.data prepare {self.root}"
             )
-        self.keypoints = {name: torch.from_numpy(annotations[name]) for name in used}
+        self.keypoints = {name: torch.from_numpy(annotations[name]) for name in self.photos}
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        source_name, target_name = self.pairs[index]
-        source, target = read_image(self.folder / source_name), read_image(self.folder / target_name)
+        source, target = self.pairs[index]
+        source_image, source_photo = self.photo(source)
+        return source_image, source_photo, self.photo(target)[1], self.keypoints[source], self.keypoints[target]
+
+    def person(self, index: int) -> int:
+        """The seed of the embedded person whom a pair shows."""
+        name = self.pairs[index][0]
+        if not (self.root / "people.json").is_file() or not (found := re.search(r"id(\d{8})01_", name)):
+            raise UserError(f"{self.root}: must be a folder that python -m cfld.people made, for --stage base")
+        return int(found[1])
+
+    def photo(self, name: str) -> tuple[Tensor, Tensor]:
+        """A photo for the source encoder and for the VAE: (3, S, S) and (3, H, H) uint8; or from the cache."""
+        if self.cache is not None:
+            return self.cache[name]
+        photo = read_image(self.folder / name)
+        return to_square(photo, self.source_size), to_square(photo, self.image_size)
+
+
+class PeoplePairs(Dataset[Pair]):
+    """All ordered pairs of photos of embedded people, each drawn when it is asked for. Items are as FashionPairs'.
+
+    Raises UserError for seeds that are kept for measures.
+    """
+
+    def __init__(self, identities: int, poses: int, seed: int, image_size: int, source_size: int):
+        if identities < 1 or poses < 2:
+            raise UserError(f"people must be 1 or more in 2 or more poses, found people:{identities}x{poses}")
+        refuse_measured(range(seed, seed + identities))
+        self.seed, self.image_size, self.source_size = seed, image_size, source_size
+        self.identities, self.orders = identities, list(permutations(range(poses), 2))
+
+    def __len__(self) -> int:
+        return self.identities * len(self.orders)
+
+    def person(self, index: int) -> int:
+        """The seed of the person whom a pair shows."""
+        return self.seed + index // len(self.orders)
+
+    def __getitem__(self, index: int) -> Pair:
+        order = self.orders[index % len(self.orders)]
+        source, target = (people.draw(self.person(index), i) for i in order)
+        photo = Image.fromarray(source.image)
         return (
-            to_square(source, self.source_size),
-            to_square(source, self.image_size),
-            to_square(target, self.image_size),
-            self.keypoints[source_name],
-            self.keypoints[target_name],
+            to_square(photo, self.source_size),
+            to_square(photo, self.image_size),
+            to_square(Image.fromarray(target.image), self.image_size),
+            torch.from_numpy(source.annotation.astype(np.float32)),
+            torch.from_numpy(target.annotation.astype(np.float32)),
         )
 
 
+class DescribedPairs(Dataset[Pair]):
+    """Pairs of embedded people, and behind each what a prompt could say about the person: (A,) attributes."""
+
+    def __init__(self, pairs: FashionPairs | PeoplePairs):
+        self.pairs = pairs
+        pairs.person(0)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        vector = people.attribute_vector(people.identity(self.pairs.person(index)))
+        return (*self.pairs[index], torch.from_numpy(vector))
+
+
+Pairs = FashionPairs | PeoplePairs
+
+
+def open_pairs(place: str | Path, split: str, image_size: int, source_size: int) -> Pairs:
+    """The pairs of a prepared folder, or of people:NxP[@SEED]; the test split of those is the eight people after."""
+    if named := re.fullmatch(r"people:(\d+)x(\d+)(?:@(\d+))?", str(place)):
+        identities, poses, seed = (int(number or 0) for number in named.groups())
+        if split == "test":
+            identities, seed = 8, seed + identities
+        return PeoplePairs(identities, poses, seed, image_size, source_size)
+    made_by = Path(place) / "people.json"
+    if split == "train" and made_by.is_file():
+        plan = read_json(made_by)
+        refuse_measured(range(plan["seed"], plan["seed"] + plan["identities"]))
+    return FashionPairs(place, split, image_size, source_size)
+
+
+def refuse_measured(seeds: range) -> None:
+    """Raise UserError if people of these seeds must not be trained on."""
+    try:
+        people.refuse_seeds(seeds[0], seeds[-1])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def collate(pairs: list[Pair]) -> Batch:
-    """B items of FashionPairs -> a Batch."""
-    source_images, sources, targets, source_keypoints, target_keypoints = (
+    """B items of a data set of pairs -> a Batch."""
+    source_images, sources, targets, source_keypoints, target_keypoints, *attributes = (
         torch.stack(x) for x in zip(*pairs, strict=True)
     )
-    return Batch(source_images, torch.cat([sources, targets]), torch.cat([source_keypoints, target_keypoints]))
+    images, keypoints = torch.cat([sources, targets]), torch.cat([source_keypoints, target_keypoints])
+    return Batch(source_images, images, keypoints, *attributes)
+
+
+# The cache. ----------------------------------------------------------------------------------------------------------
+
+SHARD = 1024  # photos a file
+
+
+class Cache:
+    """What write_cache has written: the source image (3, S, S) uint8 and the moments (2C, h, w) float16 of photos.
+
+    Raises UserError if it is of another VAE, of other photos, or not whole.
+    """
+
+    def __init__(self, folder: str | Path, expected: dict[str, Any], photos: list[str]):
+        self.folder, self.places = Path(folder), {name: i for i, name in enumerate(photos)}
+        if not (self.folder / "manifest.json").is_file():
+            raise UserError(f"{folder}: holds no cache; python -m cfld.data cache makes one")
+        check_manifest(self.folder, expected)
+        missing = [path for path in shards(self.folder, len(photos)) if not path.is_file()]
+        if missing:
+            raise UserError(f"{folder} is not whole: {missing[0].name} is missing; run python -m cfld.data cache again")
+        self.files: dict[int, Any] = {}  # opened when they are needed, by each worker for itself
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        number, place = divmod(self.places[name], SHARD)
+        if number not in self.files:
+            self.files[number] = safe_open(shards(self.folder, len(self.places))[number], framework="pt")
+        source_images, moments = (self.files[number].get_slice(key)[place] for key in ("source_images", "moments"))
+        return source_images, moments
+
+
+def shards(folder: Path, photos: int) -> list[Path]:
+    """The files of a cache of so many photos."""
+    return [folder / f"shard_{i:05d}.safetensors" for i in range(-(-photos // SHARD))]
+
+
+def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:
+    """What a cache depends on: the VAE, the photos' names and the sizes."""
+    if not vae_file.is_file():
+        raise UserError(f"{vae_file}: no such file; --model must be a folder with a VAE")
+    with open(vae_file, "rb") as file:
+        vae = hashlib.file_digest(file, "sha256").hexdigest()
+    names = hashlib.sha256("\n".join(pairs.photos).encode()).hexdigest()
+    return {"vae": vae, "photos": len(pairs.photos), "names": names, "image_size": pairs.image_size,
+            "source_size": pairs.source_size}  # fmt: skip
+
+
+def check_manifest(folder: Path, expected: dict[str, Any]) -> None:
+    """Raise UserError if a cache was made of other things than expected."""
+    found = read_json(folder / "manifest.json")
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{folder} was made with {key} {found.get(key)}, found {value} here: make another cache with "
+                f"python -m cfld.data cache"
+            )
+
+
+def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Encode every photo of the training pairs once. What an interrupted run has written is kept."""
+    config = read_config(model / "config.json")
+    pairs = FashionPairs(root, "train", config.image_size, config.swin.image_size)
+    expected = manifest(pairs, model / "vae.safetensors")
+    if (out / "manifest.json").is_file():
+        check_manifest(out, expected)
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} must be empty or a cache, found other files: choose another --out")
+    else:
+        write_json(out / "manifest.json", expected)
+    vae = load_vae_alone(model).requires_grad_(False).to(device)
+    paths = shards(out, len(pairs.photos))
+    done = sum(path.is_file() for path in paths) * SHARD
+    bar = tqdm(total=len(pairs.photos), initial=min(done, len(pairs.photos)), unit="photo", desc=str(out))
+    with bar, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for number, path in enumerate(paths):
+            if path.is_file():
+                continue
+            names = pairs.photos[number * SHARD : (number + 1) * SHARD]
+            source_images: list[Tensor] = []
+            moments: list[Tensor] = []
+            for first in range(0, len(names), 8):
+                small, large = zip(*(pairs.photo(name) for name in names[first : first + 8]), strict=True)
+                mean, logvar = vae.moments(to_range(torch.stack(large).to(device)))
+                source_images += small
+                moments.append(torch.cat([mean, logvar], dim=1).half().cpu())
+                bar.update(len(small))
+            write_tensors(path, {"source_images": torch.stack(source_images), "moments": torch.cat(moments)})
+
+
+# The order of training. ----------------------------------------------------------------------------------------------
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -233,7 +434,9 @@ class StepOrder(Sampler[list[int]]):
         return self.stop - self.start
 
 
-def step_batches(dataset: FashionPairs, batch: int, seed: int, start: int, stop: int, workers: int) -> DataLoader[Pair]:
+def step_batches(
+    dataset: Pairs | DescribedPairs, batch: int, seed: int, start: int, stop: int, workers: int
+) -> DataLoader[Pair]:
     """An iterable of one Batch a step, for steps start .. stop - 1."""
     return DataLoader(
         dataset,
@@ -247,10 +450,20 @@ def step_batches(dataset: FashionPairs, batch: int, seed: int, start: int, stop:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.data", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="prepare")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | cache")
     sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
     sub.add_argument("root", metavar="ROOT", type=Path)
+    sub = commands.add_parser("cache", help="encode every training photo once; continues what was interrupted")
+    sub.add_argument("root", metavar="ROOT", type=Path)
+    sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/cache)")
+    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of products (default: bf16)")
+    sub.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
     options = parser.parse_args(argv)
+    if options.command == "cache":
+        out = options.out or options.root / "cache"
+        write_cache(options.root, options.model, out, pick_device(options.device), PRECISIONS[options.precision])
+        return
     counts = prepare(options.root)
     width = max(len(f"{count:,}") for count in counts.values())
     for name, count in counts.items():

@@ -1,4 +1,4 @@
-"""Files and mistakes, for every command: whole files or none, nothing overwritten unasked, errors of one line."""
+"""For every command: whole files or none, nothing overwritten unasked, errors of one line, devices."""
 
 import argparse
 import contextlib
@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UserError(ValueError):
@@ -55,6 +57,18 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for python -m module, described by the module's docstring without the letters of its shapes."""
     description = (doc or "").partition("\nLetters in shapes")[0]
     return argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=HelpFormatter)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or the best there is. Raises UserError if it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 @contextlib.contextmanager

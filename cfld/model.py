@@ -8,6 +8,7 @@ Letters in shapes: B rows, S source images, Q prompt tokens, D their width.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -139,15 +140,29 @@ def assign(
     module.load_state_dict(tensors, assign=True)
 
 
+def bundled() -> Path:
+    """The folder of the model that comes with the package: inside it (a wheel), or beside it (a source tree, which an
+    editable install reads as well). Raises UserError if it was not made."""
+    package = Path(str(resources.files("cfld")))
+    inside, beside = (folder / "weights" / "tiny" for folder in (package, package.parent))
+    for folder in (inside, beside):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"the bundled model is not in this installation: neither {inside} nor {beside} holds a config.json; "
+        f"run make tiny in the source tree (a wheel is then to be built again), or name another model folder"
+    )
+
+
 def load(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[CFLD, VAE]:
-    """Read a model folder: config.json, model.safetensors, vae.safetensors.
+    """Read a model folder: config.json, model.safetensors, vae.safetensors. None: the bundled model.
 
     Returns the model and its VAE in eval mode on the device, in the dtype. Raises UserError if a file is missing,
     damaged, or does not fit the config.
     """
-    folder = Path(folder)
+    folder = bundled() if folder is None else Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
     for name in ("config.json", "model.safetensors", "vae.safetensors"):
@@ -163,6 +178,14 @@ def load(
         assign(module, read_safetensors(path, dtype)[0], path)
     model.freeze()
     return model.to(device).eval(), vae.to(device).eval()
+
+
+def load_vae_alone(folder: str | Path) -> VAE:
+    """The VAE of a folder that may hold nothing else: config.json, vae.safetensors."""
+    path = Path(folder) / "vae.safetensors"
+    vae = VAE(read_config(Path(folder) / "config.json").vae)
+    assign(vae, read_safetensors(path, torch.float32)[0], path)
+    return vae
 
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), DDPM's loop, and the command that uses them.
 
-    python -m cfld.sample --model DIR --source photo.jpg --pose pose.json --out out.png
+    python -m cfld.sample --source photo.jpg --pose pose.json --out out.png
     python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
 
 Letters in shapes: B pictures, S source images, R rows of Eq. 7 whose weight is not 0.
@@ -23,10 +23,12 @@ from tqdm import tqdm
 from cfld.config import CFLDConfig
 from cfld.data import to_range, to_square
 from cfld.files import (
+    PRECISIONS,
     UserError,
     check_picture_name,
     command,
     command_parser,
+    pick_device,
     read_image,
     refuse_overwrite,
     save_image,
@@ -35,8 +37,6 @@ from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
 from cfld.scheduler import Scheduler
 from cfld.vae import VAE
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def guidance(
@@ -100,17 +100,46 @@ def sample(
 
     source_images (S, 3, 256, 256) in [-1, 1]
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
+    the rest: see denoise
+    -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
+    """
+    weight = model.unet.conv_in.weight
+    return denoise(
+        model,
+        vae,
+        scheduler,
+        model.condition(source_images.to(weight), poses.to(weight)),
+        steps=steps,
+        pose_scale=pose_scale,
+        appearance_scale=appearance_scale,
+        generator=generator,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def denoise(
+    model: CFLD,
+    vae: VAE,
+    scheduler: Scheduler,
+    conditions: Conditions,
+    *,
+    steps: int = 50,
+    pose_scale: float = 2.0,
+    appearance_scale: float = 2.0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Paint what conditions of B rows say.
+
     steps: of DDPM; pose_scale, appearance_scale: w_pose and w_app of Eq. 7
     generator: one, or a list of one a picture; None draws from torch's global one
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
-    weight = model.unet.conv_in.weight
-    source_images, poses = source_images.to(weight), poses.to(weight)
-    weights, conditions = guidance(
-        model.condition(source_images, poses), model.null_prompt, pose_scale, appearance_scale
-    )
+    weight, batch = model.unet.conv_in.weight, len(conditions.prompt)
+    weights, conditions = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
     size = model.config.image_size // model.config.vae.factor
-    latents = draw((len(poses), model.config.unet.latent_channels, size, size), generator, weight)
+    latents = draw((batch, model.config.unet.latent_channels, size, size), generator, weight)
 
     timesteps = scheduler.sampling_timesteps(steps)
     for t, t_next in tqdm(
@@ -208,23 +237,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return first, second
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or the best there is. Raises UserError if it is not there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.sample", __doc__)
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a model folder (cfld.convert or cfld.train makes one)"
+        "--model",
+        metavar="DIR",
+        help="a model folder, made by cfld.convert or cfld.train (default: the bundled tiny model)",
     )
     parser.add_argument(
         "--source", required=True, metavar="PHOTO", help="a photo of the person, about 256x176 in shape"

@@ -3,7 +3,11 @@
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
     python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
     python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
+    python -m cfld.train --preset tiny --init RUN_VAE/model --data people:2000x4 --out RUN     (embedded people)
     python -m cfld.train --out RUN --resume
+
+The paper's base, Stable Diffusion, paints people from words. --stage base makes such a UNet for embedded people, from
+a prompt of their attributes, without source or pose; --stage cfld may then keep it frozen (unet_trainable in --config).
 
 A run folder holds config.json, log.jsonl (step, loss, lr, rows/s), samples/, checkpoints/ and at the end model/, a
 model folder. Everything random in a step is a function of (seed, step, place of the pair in the global batch), so
@@ -34,26 +38,40 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
-from cfld.data import Batch, FashionPairs, collate, seeded, step_batches, table_path, to_range
+from cfld.data import (
+    Batch,
+    Cache,
+    DescribedPairs,
+    FashionPairs,
+    Pairs,
+    PeoplePairs,
+    collate,
+    manifest,
+    open_pairs,
+    seeded,
+    step_batches,
+    to_range,
+)
 from cfld.files import (
+    PRECISIONS,
     UserError,
     atomic,
     command,
     command_parser,
+    pick_device,
     read_json,
     read_safetensors,
     save_image,
     write_json,
     write_tensors,
 )
-from cfld.model import CFLD, assign, load, save
+from cfld.model import CFLD, Conditions, load, load_vae_alone, save
 from cfld.pose import FRAME, pose_maps
-from cfld.sample import PRECISIONS, check_steps, pick_device, picture_grid, sample, to_pictures
+from cfld.sample import check_steps, denoise, picture_grid, sample, to_pictures
 from cfld.scheduler import Scheduler
 from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
-KL_WEIGHT = 1e-6  # of the VAE stage, as in latent diffusion
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
@@ -68,9 +86,11 @@ class TrainConfig:
     preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
     config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
     init: str | None = option(None, "model folder to start from: cfld.convert init makes one, or --stage vae for tiny")
-    data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data")
+    data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
+    cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train: the whole method, or tiny's own VAE", choices=("cfld", "vae"))
+    stage: str = option("cfld", "what to train: the whole method, tiny's own VAE, or a UNet that paints attributes",
+                        choices=("cfld", "vae", "base"))  # fmt: skip
     recipe: str = option("paper", "dropping and learning rate: the paper's, or those of the released files",
                          choices=("paper", "released"))  # fmt: skip
     steps: int | None = option(None, "length in steps (default: 100 epochs)")
@@ -80,6 +100,8 @@ class TrainConfig:
     lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
+    min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
+    kl: float = option(1e-6, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
     ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
     seed: int = option(0, "seed of everything random")
     precision: str = option(
@@ -95,7 +117,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, "sample_steps": 1, "warmup": 0, "workers": 0,
-                    "save_every": 0, "sample_every": 0, "log_every": 0, "seed": 0, "lr": 0, "epochs": 0}  # fmt: skip
+                    "save_every": 0, "sample_every": 0, "log_every": 0, "seed": 0, "lr": 0, "epochs": 0,
+                    "min_snr": 0, "kl": 0}  # fmt: skip
         for name, least in positive.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -103,8 +126,9 @@ class TrainConfig:
         for name in ("ema", "decay_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
-        if self.stage == "vae" and self.init:
-            raise UserError(f"--stage vae starts from nothing, found --init {self.init}: leave it out")
+        for name in ("init", "cache"):
+            if self.stage == "vae" and getattr(self, name):
+                raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
         for name in ("init", "data", "config"):
             path = getattr(self, name)
             if path and Path(self.out).resolve() in Path(path).resolve().parents:
@@ -131,7 +155,7 @@ class TrainConfig:
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
-FREE_ON_RESUME = {"init", "data", "out", "steps", "epochs", "accumulate", "workers", "save_every", "keep",
+FREE_ON_RESUME = {"init", "data", "cache", "out", "steps", "epochs", "accumulate", "workers", "save_every", "keep",
                   "sample_every", "sample_steps", "log_every", "device"}  # fmt: skip
 
 
@@ -172,15 +196,26 @@ def draw_step(seed: int, step: int, places: range, config: CFLDConfig) -> Draws:
 
 
 def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
-    """images (2B, 3, H, H) uint8, noise (2B, 4, h, w) -> scaled latents (2B, 4, h, w), a few images at a time."""
+    """images (2B, 3, H, H) uint8, a few at a time, or their cached moments (2B, 8, h, w); noise (2B, 4, h, w)
+    -> scaled latents (2B, 4, h, w)."""
+    if images.dtype != torch.uint8:
+        mean, logvar = images.float().chunk(2, dim=1)
+        return vae.sample(mean, logvar, noise)
     with torch.no_grad():
         moments = [vae.moments(to_range(chunk)) for chunk in images.split(8)]
     mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
     return vae.sample(mean, logvar, noise)
 
 
+def min_snr_weights(alpha_bars: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR, SNR = abar / (1 - abar): rows of little noise count less (Hang et al., 2023, Sec. 3.4).
+    alpha_bars (B,) -> (B,)."""
+    snr = alpha_bars / (1 - alpha_bars)
+    return snr.clamp(max=gamma) / snr
+
+
 def training_loss(
-    model: CFLD, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws, recipe: str
+    model: CFLD, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws, recipe: str, min_snr: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
     latents = encode(vae, batch.images, draws.vae_noise)
@@ -194,17 +229,51 @@ def training_loss(
     conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
 
     noise_pred = model(noisy_latents, timesteps, conditions)
+    errors = F.mse_loss(noise_pred.float(), draws.noise, reduction="none").mean(dim=(1, 2, 3))
+    if min_snr:
+        errors = errors * min_snr_weights(scheduler.alpha_bars.to(errors.device)[timesteps], min_snr)
+    return errors.mean(), timesteps
+
+
+class AttributePrompt(nn.Module):
+    """What a text encoder is to Stable Diffusion: the attributes of a person become a prompt."""
+
+    def __init__(self, num_attributes: int, config: CFLDConfig):
+        super().__init__()
+        self.num_queries = config.prd.num_queries
+        self.layers = nn.Sequential(
+            nn.Linear(num_attributes, 2 * config.prd.width),
+            nn.SiLU(),
+            nn.Linear(2 * config.prd.width, config.prd.num_queries * config.prd.width),
+        )
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        """attributes (B, A) -> prompt (B, Q, D)."""
+        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_queries)
+
+
+def base_loss(
+    model: CFLD, attribute_prompt: AttributePrompt, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1 alone, over the 2B photos of a batch: the mean error and the timesteps (2B,)."""
+    assert batch.attributes is not None
+    latents = encode(vae, batch.images, draws.vae_noise)
+    timesteps = scheduler.cubic_timesteps(draws.timesteps)
+    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)
+    prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
+    conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
+    noise_pred = model(noisy_latents, timesteps, conditions)
     return F.mse_loss(noise_pred.float(), draws.noise), timesteps
 
 
-def vae_loss(vae: VAE, batch: Batch, draws: Draws) -> Tensor:
+def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
     """Absolute error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a batch."""
     images = to_range(batch.images)
     mean, logvar = vae.moments(images)
     mean, logvar = mean.float(), logvar.float()
     latents = vae.sample(mean, logvar, draws.vae_noise)
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    return F.l1_loss(vae.decode(latents).float(), images) + KL_WEIGHT * kl
+    return F.l1_loss(vae.decode(latents).float(), images) + kl_weight * kl
 
 
 def learning_rate(step: int, total: int, options: TrainConfig) -> float:
@@ -339,10 +408,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             f"cannot start from nothing; make the folder with python -m cfld.convert init"
         )
     tqdm.write(f"{options.init} holds a VAE alone: everything else starts from seed {options.seed}")
-    vae = VAE(config.vae)
-    path = Path(options.init) / "vae.safetensors"
-    assign(vae, read_safetensors(path, torch.float32)[0], path)
-    return CFLD(config), vae
+    return CFLD(config), load_vae_alone(options.init)
 
 
 def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
@@ -412,7 +478,13 @@ class Run:
             raise UserError(
                 "--data ROOT is needed: a folder in DeepFashion's layout, prepared by python -m cfld.data prepare ROOT"
             )
-        self.pairs = FashionPairs(options.data, "train", self.config.image_size, self.config.swin.image_size)
+        self.sizes = self.config.image_size, self.config.swin.image_size
+        self.pairs = open_pairs(options.data, "train", *self.sizes)
+        if options.cache:
+            if not (isinstance(self.pairs, FashionPairs) and options.init):
+                raise UserError(f"--cache needs --init and a folder as --data, found --data {options.data}")
+            expected = manifest(self.pairs, Path(options.init) / "vae.safetensors")
+            self.pairs.cache = Cache(options.cache, expected, self.pairs.photos)
         if len(self.pairs) < options.global_batch:
             raise UserError(
                 f"--batch {options.global_batch} must not exceed the {len(self.pairs)} training pairs of {options.data}"
@@ -426,6 +498,13 @@ class Run:
 
         self.vae.requires_grad_(self.model is None)
         module: nn.Module = self.vae if self.model is None else self.model
+        self.attribute_prompt: AttributePrompt | None = None
+        if options.stage == "base":
+            assert self.model is not None
+            module.requires_grad_(False)
+            self.model.unet.requires_grad_(True)
+            self.model.null_prompt.requires_grad_(True)
+            self.attribute_prompt = AttributePrompt(self.described(self.pairs)[0][-1].numel(), self.config)
         self.dtype = PRECISIONS[options.precision]
         base = frozen_hash(*(m for m in (self.model, self.vae) if m is not None))
         for frozen in (self.model, self.vae):
@@ -433,6 +512,9 @@ class Run:
                 shrink_frozen(frozen, self.dtype)
                 frozen.to(self.device)
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if self.attribute_prompt is not None:
+            self.attribute_prompt.to(self.device)
+            trained |= {f"attribute_prompt.{name}": p for name, p in self.attribute_prompt.named_parameters()}
         averages = {name: p.detach().clone() for name, p in trained.items()} if options.ema else {}
         optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
@@ -479,14 +561,20 @@ class Run:
         """The stage's loss of a micro-batch under autocast, and its timesteps."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.model is None:
-                return vae_loss(self.vae, batch, draws), torch.zeros(0)
-            return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe)
+                return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
+            if self.attribute_prompt is not None:
+                return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws)
+            return training_loss(
+                self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, self.options.min_snr
+            )
 
     def train(self) -> None:
         """Train to the last step, then write the model folder."""
         options, state = self.options, self.state
         workers = (4 if self.device.type == "cuda" else 0) if options.workers is None else options.workers
-        batches = step_batches(self.pairs, options.global_batch, options.seed, state.step, self.total, workers)
+        batches = step_batches(
+            self.described(self.pairs), options.global_batch, options.seed, state.step, self.total, workers
+        )
         bar = tqdm(batches, desc=options.stage, unit="step", initial=state.step, total=self.total)
         losses: list[float] = []
         started, rows = time.perf_counter(), 0
@@ -568,24 +656,43 @@ class Run:
             for name, weights in kept.items():
                 self.state.trained[name].copy_(weights)
 
+    def described(self, pairs: Pairs) -> Pairs | DescribedPairs:
+        """The pairs, in the base stage with the attributes of their people."""
+        return DescribedPairs(pairs) if self.options.stage == "base" else pairs
+
+    def held_out(self) -> Pairs:
+        """The pairs to look at: the test split, or the training split where there is no other."""
+        place = str(self.options.data)
+        tested = isinstance(self.pairs, PeoplePairs) or (Path(place) / "test_highres").is_dir()
+        return open_pairs(place, "test" if tested else "train", *self.sizes)
+
     def sample_grid(self) -> None:
         """Write samples/step_*.png: source, pose, truth and result of the same held-out pairs from the same seeds."""
-        split = "test" if has_pairs(self.pairs.root, "test") else "train"
-        pairs = FashionPairs(self.pairs.root, split, self.config.image_size, self.config.swin.image_size)
+        pairs = self.described(self.held_out())
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
         batch = collate(chosen).to(self.device)
         truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
+        steps = self.options.sample_steps
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with self.averaged(), autocast, torch.no_grad():
+            columns = [to_range(truths)]
+            seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
             if self.model is None:
-                columns = [to_range(truths), self.vae.decode(self.vae.encode(to_range(truths)))]
+                columns += [self.vae.decode(self.vae.encode(to_range(truths)))]
+            elif self.attribute_prompt is not None:
+                conditions = Conditions(self.attribute_prompt(batch.attributes), None, None)
+                columns += [denoise(self.model, self.vae, self.scheduler, conditions, steps=steps, generator=seeds)]
             else:
-                seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
-                source_images, steps = to_range(batch.source_images), self.options.sample_steps
                 results = sample(
-                    self.model, self.vae, self.scheduler, source_images, poses, steps=steps, generator=seeds
+                    self.model,
+                    self.vae,
+                    self.scheduler,
+                    to_range(batch.source_images),
+                    poses,
+                    steps=steps,
+                    generator=seeds,
                 )
-                columns = [to_range(batch.images.chunk(2)[0]), poses[:, :3] * 2 - 1, to_range(truths), results]
+                columns = [to_range(batch.images.chunk(2)[0]), poses[:, :3] * 2 - 1, *columns, results]
         grid = picture_grid([to_pictures(column, FRAME) for column in columns])
         save_image(self.out / "samples" / f"step_{self.state.step:08d}.png", grid)
 
@@ -620,13 +727,6 @@ class Run:
             for i in range(0, len(self.pairs), math.ceil(len(self.pairs) / 256)):
                 means.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device)))[0].float())
         return float(f"{1 / torch.cat(means).std().item():.5g}")
-
-
-def has_pairs(root: Path, split: str) -> bool:
-    """Whether a split is there."""
-    with contextlib.suppress(UserError):
-        return table_path(root, "pairs", split).is_file() and (root / f"{split}_highres").is_dir()
-    return False
 
 
 def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, bool]:

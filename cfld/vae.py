@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cfld.unet import ResBlock, Upsample
+from cfld.unet import ResBlock, Upsample, attend
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
         tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
-        out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out = attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + rearrange(self.to_out(out), "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 

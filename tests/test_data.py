@@ -8,11 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import micro_model
 from PIL import Image
 from references import DATA
 
-from cfld.data import FashionPairs, StepOrder, collate, flat_name, main, prepare, step_batches, to_range
+from cfld.data import (
+    Cache,
+    FashionPairs,
+    StepOrder,
+    collate,
+    flat_name,
+    main,
+    manifest,
+    open_pairs,
+    prepare,
+    step_batches,
+    to_range,
+)
 from cfld.files import UserError
+from cfld.model import save
 
 
 @pytest.fixture
@@ -165,3 +179,69 @@ def test_workers_do_not_change_the_batches(fashion: Path) -> None:
     pairs = FashionPairs(fashion, "train", 32, 32)
     for alone, shared in zip(step_batches(pairs, 4, 0, 0, 3, 0), step_batches(pairs, 4, 0, 0, 3, 2), strict=True):
         assert torch.equal(alone.images, shared.images)
+
+
+def test_people_from_memory_are_those_of_the_folder(tmp_path: Path) -> None:
+    from cfld.people.__main__ import main as write_people
+
+    options = "--identities 2 --poses 3 --seed 5 --supersample 2 --test-fraction 0 --workers 1"
+    assert write_people([str(tmp_path / "people"), *options.split()]) == 0
+    folder, memory = open_pairs(tmp_path / "people", "train", 64, 32), open_pairs("people:2x3@5", "train", 64, 32)
+    assert len(folder) == len(memory) == 12
+    for index in (1, 10):
+        ours, theirs = memory[index], folder[index]
+        for drawn, saved in zip(ours[:3], theirs[:3], strict=True):
+            assert (drawn.float() - saved.float()).abs().mean() < 2  # saved as JPEG
+        assert torch.equal(ours[3], theirs[3]) and torch.equal(ours[4], theirs[4])
+
+
+@pytest.mark.parametrize("place", ["people:10x2@599995", "people:0x2", "people:3x1"])
+def test_people_that_must_not_be_trained_on_or_make_no_pair_are_refused(place: str) -> None:
+    with pytest.raises(UserError, match=r"59999[59]|1 or more"):
+        open_pairs(place, "train", 64, 32)
+
+
+def test_a_folder_of_people_kept_for_measures_is_not_trained_on(fashion: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(fashion, tmp_path / "people")
+    (root / "people.json").write_text('{"seed": 600000, "identities": 200}')
+    with pytest.raises(UserError, match="599999"):
+        open_pairs(root, "train", 64, 32)
+    assert len(open_pairs(root, "test", 64, 32))
+
+
+@pytest.fixture(scope="module")
+def cache(fashion: Path, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cache") / "moments"
+    assert main(["cache", str(fashion), "--model", str(micro_folder), "--out", str(out), "--precision", "fp32"]) == 0
+    return out
+
+
+def test_a_cache_gives_the_source_image_and_the_moments_of_every_photo(
+    fashion: Path, micro_folder: Path, cache: Path
+) -> None:
+    config, vae = micro_model()[0].config, micro_model()[1]
+    pairs = FashionPairs(fashion, "train", config.image_size, config.swin.image_size)
+    plain = pairs[3]
+    pairs.cache = Cache(cache, manifest(pairs, micro_folder / "vae.safetensors"), pairs.photos)
+    cached = pairs[3]
+    assert torch.equal(cached[0], plain[0]) and torch.equal(cached[4], plain[4])
+    moments = torch.cat(vae.moments(to_range(plain[2][None])), dim=1)[0]
+    assert cached[2].dtype == torch.float16
+    assert torch.allclose(cached[2].float(), moments, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cache_is_continued_and_refused_if_it_is_of_another_vae_or_not_whole(
+    fashion: Path, micro_folder: Path, cache: Path, tmp_path: Path, fails
+) -> None:
+    out, other = shutil.copytree(cache, tmp_path / "moments"), shutil.copytree(micro_folder, tmp_path / "other")
+    (shard,) = out.glob("shard*")
+    written = shard.read_bytes()
+    shard.unlink()
+    pairs = FashionPairs(fashion, "train", 64, 32)
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        Cache(out, manifest(pairs, micro_folder / "vae.safetensors"), pairs.photos)
+    assert main(["cache", str(fashion), "--model", str(micro_folder), "--out", str(out), "--precision", "fp32"]) == 0
+    assert shard.read_bytes() == written
+    save(other, micro_model()[0], micro_model(seed=9)[1], replace=True)
+    fails(main, "cache", fashion, "--model", other, "--out", out, words=["vae", "another cache"])
+    fails(main, "cache", fashion, "--model", other, "--out", other, words=["empty or a cache"])

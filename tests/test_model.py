@@ -12,9 +12,11 @@ from references import noise
 
 import cfld
 from cfld.config import SD15, TINY, from_dict, read_config, to_dict
-from cfld.files import UserError
+from cfld.files import UserError, read_safetensors
 from cfld.model import CFLD, load, save
 from cfld.vae import VAE
+
+BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
 
 
 def count(module: torch.nn.Module, trainable: bool = False) -> int:
@@ -173,6 +175,28 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
     images = loaded.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32))  # no buffer was left on the meta device
     assert torch.equal(images.prompt, model.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32)).prompt)
+
+
+@pytest.mark.parametrize("place", ["cfld/weights/tiny", "weights/tiny"], ids=["wheel", "source tree"])
+def test_the_bundled_model_is_found_inside_the_package_or_beside_it_and_loads_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    with pytest.raises(UserError, match=r"cfld/weights/tiny nor .*/weights/tiny holds .* make tiny"):
+        load()
+    save(tmp_path / place, *(module.half() for module in micro_model()))
+    model, vae = cfld.load()
+    assert model.config == MICRO
+    assert {x.dtype for x in (*model.parameters(), *vae.parameters())} == {torch.float32}
+
+
+@pytest.mark.skipif(not (BUNDLED / "config.json").is_file(), reason="weights/tiny is not here: make tiny makes it")
+def test_the_bundled_model_is_tiny_in_fp16() -> None:
+    model, _ = cfld.load()
+    assert model.config == TINY
+    for name in ("model", "vae"):
+        tensors, _ = read_safetensors(BUNDLED / f"{name}.safetensors")
+        assert {x.dtype for x in tensors.values()} == {torch.float16}
 
 
 def test_a_model_folder_is_not_overwritten(micro_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Guidance, sampling and its command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,19 @@ def test_the_command_writes_the_same_picture_for_the_same_seed(micro_folder: Pat
     assert run(micro_folder, tmp_path / "c.png", *pose, "--seed", 2) == 0
     a, b, c = (Image.open(tmp_path / f"{name}.png") for name in "abc")
     assert a.size == (176, 256) and a.tobytes() == b.tobytes() != c.tobytes()
+
+
+def test_the_command_paints_with_the_bundled_model_unless_told_otherwise(
+    micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails
+) -> None:
+    out = tmp_path / "out.png"
+    argv = ["--source", str(PHOTO), "--pose", f"{CSV}#{NAMES[1]}", "--steps", "2", "--out"]
+    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    fails(main, *argv, out, words=["bundled", str(tmp_path / "weights" / "tiny"), "make tiny"])
+    shutil.copytree(micro_folder, tmp_path / "weights" / "tiny")
+    assert main([*argv, str(out)]) == 0
+    assert run(micro_folder, tmp_path / "named.png", *argv[2:4]) == 0
+    assert Image.open(out).tobytes() == Image.open(tmp_path / "named.png").tobytes()
 
 
 def test_the_command_paints_several_poses_and_side_by_side_pictures(micro_folder: Path, tmp_path: Path) -> None:

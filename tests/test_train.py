@@ -18,7 +18,7 @@ from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.model import load
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
-from cfld.train import TrainConfig, draw_step, learning_rate, main, training_loss
+from cfld.train import TrainConfig, draw_step, learning_rate, main, min_snr_weights, training_loss
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,26 @@ def test_the_loss_is_the_mean_of_equations_3_and_5_over_all_rows(batch: Batch) -
             conditions = model.drop(conditions, torch.tensor([True]), "paper")
         losses.append(F.mse_loss(model(noisy, torch.tensor([t]), conditions), draws.noise[row][None]))
     assert relative_error(ours, torch.stack(losses).mean()) <= 1e-4
+
+
+def test_cached_moments_give_the_loss_of_encoding_each_step(batch: Batch) -> None:
+    model, vae = micro_model()
+    draws = draw_step(0, 7, range(4), MICRO)
+    moments = torch.cat(vae.moments(to_range(batch.images)), dim=1).detach().half()
+    cached = dataclasses.replace(batch, images=moments)
+    ours, theirs = (training_loss(model, vae, Scheduler(), b, draws, "paper")[0] for b in (cached, batch))
+    assert relative_error(ours, theirs) <= 1e-3
+
+
+def test_min_snr_counts_rows_of_little_noise_less(batch: Batch) -> None:
+    alpha_bars = torch.tensor([0.1, 5 / 6, 0.99])
+    assert torch.allclose(min_snr_weights(alpha_bars, 5.0), torch.tensor([1, 1, 5 / 99]))
+    model, vae = micro_model()
+    draws = draw_step(0, 7, range(4), MICRO)
+    low, high = (dataclasses.replace(draws, timesteps=torch.full((8,), u)) for u in (0.999, 0.1))
+    plain, weighted = ([training_loss(model, vae, Scheduler(), batch, d, "paper", gamma)[0] for d in (low, high)]
+                       for gamma in (0.0, 5.0))  # fmt: skip
+    assert weighted[0] < 0.1 * plain[0] and torch.equal(weighted[1], plain[1])
 
 
 def test_no_two_rows_or_steps_share_draws_and_a_pair_keeps_its_own() -> None:
@@ -405,3 +425,32 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
     assert "nan" in line or "inf" in line
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000006.safetensors"]
     assert (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes() == checkpoint
+
+
+def test_a_base_paints_from_attributes_and_then_stays_frozen(tmp_path: Path, micro_folder: Path) -> None:
+    """Two steps of each stage, on embedded people drawn from memory."""
+    whole = dataclasses.replace(MICRO, unet_trainable="all")
+    configs = {name: tmp_path / f"{name}.json" for name in ("all", "cross_kv")}
+    for name, path in configs.items():
+        path.write_text(json.dumps(to_dict(dataclasses.replace(MICRO, unet_trainable=name))))
+    vae_folder = tmp_path / "vae"
+    vae_folder.mkdir()
+    (vae_folder / "config.json").write_text(json.dumps(to_dict(whole)))
+    shutil.copy(micro_folder / "vae.safetensors", vae_folder)
+    common = ["--data", "people:2x2@7", "--steps", "2", "--batch", "2", "--device", "cpu", "--lr", "1e-3"]
+    common += ["--precision", "fp32", "--sample-every", "2", "--sample-steps", "2"]
+    base = ["--stage", "base", "--config", configs["all"], "--init", vae_folder, "--out", tmp_path / "base"]
+    assert main([str(a) for a in base + common]) == 0
+    assert (tmp_path / "base" / "samples" / "step_00000002.png").is_file()
+    frozen = ["--config", configs["cross_kv"], "--init", tmp_path / "base" / "model", "--out", tmp_path / "frozen"]
+    assert main([str(a) for a in frozen + common]) == 0
+    before, after = weights(tmp_path / "base"), weights(tmp_path / "frozen")
+    assert torch.equal(before["unet.conv_in.weight"], after["unet.conv_in.weight"])
+    assert not torch.equal(before["null_prompt"], after["null_prompt"])
+
+
+def test_a_base_needs_people_whose_attributes_are_known(
+    fashion: Path, micro_folder: Path, tmp_path: Path, fails
+) -> None:
+    argv = ["--stage", "base", "--data", fashion, "--init", micro_folder, "--config", micro_folder / "config.json"]
+    fails(main, *argv, "--out", tmp_path / "run", "--batch", 2, words=["cfld.people", "--stage base"])

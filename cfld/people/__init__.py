@@ -11,7 +11,7 @@ In reading order: textiles, garments, identity, pose, mesh (the body), dress (cl
 """
 
 from cfld.people.garments import SHOE_KINDS, Bottom, Jacket, Shoes, Top
-from cfld.people.identity import POSE, Identity, attributes, identity, refabric, stream
+from cfld.people.identity import POSE, Identity, attribute_vector, attributes, identity, refabric, stream
 from cfld.people.paint import PARTS
 from cfld.people.pose import FRAMINGS, VIEWS, Pose, sample_pose
 from cfld.people.render import Rendered, render
@@ -38,6 +38,7 @@ __all__ = [
     "Shoes",
     "Textile",
     "Top",
+    "attribute_vector",
     "attributes",
     "draw",
     "identity",

@@ -20,13 +20,12 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from cfld.files import HelpFormatter, UserError, atomic, command, read_json, write_json
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
-from cfld.people.render import FRAME, Rendered
+from cfld.people.render import FRAME
 
 GENERATOR = 1  # raise it whenever the same seed gives other pictures: old folders are then not continued
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
@@ -70,14 +69,6 @@ def photo_name(person: Identity, index: int, view: str, framing: str) -> str:
     return f"fashion{gender}{category}id{person.seed:08d}01_{index + 1}{kind}.jpg"
 
 
-def annotation(photo: Rendered) -> tuple[list[int], list[int]]:
-    """The y and the x of 18 keypoints in whole pixels of the frame, -1 where hidden."""
-    seen = photo.keypoints[:, 0] >= 0
-    rounded = np.minimum(np.rint(photo.keypoints), np.array(FRAME) - 1).astype(int)
-    rounded[~seen] = -1
-    return rounded[:, 0].tolist(), rounded[:, 1].tolist()
-
-
 def photograph(task: tuple[Path, Plan, int]) -> Record:
     """Render all photos of one identity into the folder, and say what they are."""
     folder, plan, seed = task
@@ -91,7 +82,7 @@ def photograph(task: tuple[Path, Plan, int]) -> Record:
             Image.fromarray(photo.image).save(path, quality=95)
         with atomic(folder / f"masks_{split}" / Path(name).with_suffix(".png")) as path:
             Image.fromarray(photo.labels).save(path)
-        y, x = annotation(photo)
+        y, x = photo.annotation.T.tolist()
         photos.append({"name": name, "y": y, "x": x})
     return {"seed": seed, "photos": photos}
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 from cfld.people.garments import (
+    SHOE_KINDS,
     Bottom,
     Jacket,
     Shoes,
@@ -22,7 +23,7 @@ from cfld.people.garments import (
     random_top,
 )
 from cfld.people.mesh import Array, mesh
-from cfld.people.textiles import Color, Textile
+from cfld.people.textiles import WEAVES, Color, Textile
 
 SKIN_TONES = ((0.97, 0.83, 0.74), (0.91, 0.73, 0.60), (0.78, 0.57, 0.42), (0.56, 0.37, 0.26), (0.33, 0.21, 0.15))
 HAIR_COLORS = (  # black, dark brown, brown, light brown, blond, red, grey
@@ -206,3 +207,25 @@ def attributes(person: Identity) -> dict[str, str | float | Color]:
         "shoe color": person.shoes.upper,
         "backdrop": person.studio.backdrop,
     }
+
+
+WORDS = {  # all that attributes can answer
+    "hair": (*FALLING_HAIR, "pony", "bun", "short", "tall", "buzz", "afro", "bald"),
+    "outfit": ("top", "dress", "jacket"),
+    "top": tuple(WEAVES),
+    "outer": tuple(WEAVES),
+    "bottom": ("trousers", "shorts", "skirt", "leggings"),
+    "shoes": tuple(SHOE_KINDS),
+}
+
+
+def attribute_vector(person: Identity) -> Array:
+    """The attributes as (A,) numbers: a 1 for the word that holds and 0 for the others, colours and lengths as they
+    are."""
+    vector: list[float] = []
+    for name, value in attributes(person).items():
+        if isinstance(value, str):
+            vector += [float(value == word) for word in WORDS[name]]
+        else:
+            vector += np.atleast_1d(value).tolist()
+    return np.array(vector, np.float32)

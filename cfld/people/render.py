@@ -55,6 +55,12 @@ class Rendered:
     keypoints: Array  # (18, 2) as (y, x) in the 256x176 frame, -1 if hidden or outside
     labels: NDArray[np.uint8]  # (H, W), numbers of paint.PARTS
 
+    @property
+    def annotation(self) -> NDArray[np.int64]:
+        """The keypoints (18, 2) as DeepFashion's files give them: in whole pixels, -1 if hidden or outside."""
+        seen = self.keypoints[:, :1] >= 0
+        return np.where(seen, np.minimum(np.rint(self.keypoints), np.array(FRAME) - 1), -1).astype(np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Camera:
