@@ -78,17 +78,17 @@ class CFLDConfig:
 
 SD15 = CFLDConfig()
 
-TINY = CFLDConfig(
+TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
-    unet=UNetConfig(channels=(64, 128, 192, 192), num_heads=4, context_width=192),
-    vae=VAEConfig(channels=(32, 64, 128, 128)),
+    unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192),
+    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1),
     swin=SwinConfig(
-        image_size=64, width=48, depths=(2, 2, 4, 2), num_heads=(2, 4, 8, 16), window=8, stochastic_depth=0.0
+        image_size=64, width=32, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16), window=8, stochastic_depth=0.0
     ),
-    prd=PRDConfig(width=192, depth=4, num_heads=6, source_width=384, source_positions=4),
-    hga=HGAConfig(source_widths=(48, 96, 192), output_widths=(192, 128, 64), depth=2, head_width=24),
-    adapter=AdapterConfig(pose_size=64, channels=(64, 128, 192)),
+    prd=PRDConfig(width=192, depth=3, num_heads=6, source_width=256, source_positions=4),
+    hga=HGAConfig(source_widths=(32, 64, 128), output_widths=(128, 128, 96), depth=2, head_width=16),
+    adapter=AdapterConfig(pose_size=64, channels=(96, 128, 128)),
 )
 
 PRESETS = {"sd15": SD15, "tiny": TINY}
