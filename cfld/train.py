@@ -102,6 +102,7 @@ class TrainConfig:
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
     kl: float = option(1e-6, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
+    clip: float = option(0.0, "longest gradient (its norm over all weights), such as 1; 0: any, as in the paper")
     ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
     seed: int = option(0, "seed of everything random")
     precision: str = option(
@@ -118,7 +119,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, "sample_steps": 1, "warmup": 0, "workers": 0,
                     "save_every": 0, "sample_every": 0, "log_every": 0, "seed": 0, "lr": 0, "epochs": 0,
-                    "min_snr": 0, "kl": 0}  # fmt: skip
+                    "min_snr": 0, "kl": 0, "clip": 0}  # fmt: skip
         for name, least in positive.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -597,8 +598,9 @@ class Run:
                 loss_sum, first = loss_sum + loss.item() / options.accumulate, first + len(part)
 
             # Step, unless a gradient is lost (in fp16 the scaler leaves such a step out and scales less).
-            norm = torch.nn.utils.get_total_norm(p.grad for p in state.trained.values() if p.grad is not None).item()
-            if not math.isfinite(norm) and not state.scaler.is_enabled():
+            state.scaler.unscale_(state.optimizer)
+            norm = self.clip_gradients()
+            if not math.isfinite(norm):
                 raise UserError(self.not_finite("gradient", step, norm, all_timesteps))
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -624,6 +626,17 @@ class Run:
             if options.sample_every and state.step % options.sample_every == 0:
                 self.sample_grid()
         self.write_model()
+
+    def clip_gradients(self) -> float:
+        """Shorten the gradient to options.clip, if that is asked for. Returns its norm before, 0 where fp16's scaler
+        looks after it and nobody needs it."""
+        if self.state.scaler.is_enabled() and not self.options.clip:
+            return 0.0
+        gradients = [p.grad for p in self.state.trained.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.options.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.state.trained.values(), self.options.clip, norm)
+        return 0.0 if self.state.scaler.is_enabled() else norm.item()
 
     def not_finite(self, what: str, step: int, found: float, timesteps: list[int]) -> str:
         """What to say when the loss or its gradient is lost."""

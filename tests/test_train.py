@@ -73,6 +73,25 @@ def test_min_snr_counts_rows_of_little_noise_less(batch: Batch) -> None:
     assert weighted[0] < 0.1 * plain[0] and torch.equal(weighted[1], plain[1])
 
 
+def test_clipping_shortens_the_gradient_and_keeps_its_direction(run, monkeypatch) -> None:
+    seen: dict[float, torch.Tensor] = {}
+    step = torch.optim.Adam.step
+
+    def look(optimizer: torch.optim.Adam, *args: object, **more: object) -> object:
+        gradients = [
+            p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        seen[clip] = torch.cat(gradients)
+        return step(optimizer, *args, **more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", look)
+    for clip in (0.0, 0.01):
+        run(f"clip{clip}", "--steps", 1, "--clip", clip)
+    assert seen[0.0].norm() > 0.02
+    assert seen[0.01].norm() == pytest.approx(0.01, rel=1e-3)
+    assert F.cosine_similarity(seen[0.0], seen[0.01], dim=0) == pytest.approx(1, abs=1e-4)
+
+
 def test_no_two_rows_or_steps_share_draws_and_a_pair_keeps_its_own() -> None:
     whole = draw_step(0, 3, range(4), MICRO)
     assert len({float(x.sum()) for x in [*whole.noise, *whole.vae_noise]}) == 16

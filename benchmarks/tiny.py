@@ -1,0 +1,74 @@
+"""Make weights/tiny, the bundled model, from nothing but seeds.
+
+    python benchmarks/tiny.py        hours on two cores (docs/tiny.md); run it again to go on where it was stopped
+
+Draws the people, trains TINY's VAE on them, encodes them once, trains all of TINY, and packs the averaged weights in half
+precision with the logs of both trainings, the commit and the measures of benchmarks/people.py.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+from cfld import load, save
+
+ROOT = Path(__file__).parents[1]
+RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
+
+PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
+VAE = "--batch 4 --steps 6000 --lr 1e-3 --warmup 200 --decay-at 0.8 --ema 0.999 --kl 3e-7"
+CFLD = "--batch 16 --steps 30000 --lr 4e-4 --warmup 500 --decay-at 0.85 --ema 0.9995"
+LOGS = "--save-every 250 --sample-every 1000 --resume"
+
+
+def run(module: str, *argv: str | Path) -> None:
+    """python -m module argv, or stop with its exit code."""
+    code = subprocess.run([sys.executable, "-m", module, *map(str, argv)], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def commit() -> str:
+    """The commit that is checked out; written down when the run begins."""
+    path = RUN / "commit.txt"
+    if not path.is_file():
+        said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        path.write_text(said.stdout)
+    return path.read_text().strip()
+
+
+def pack() -> None:
+    """Write weights/tiny in half precision, with the logs."""
+    model, vae = load(RUN / "cfld" / "model")
+    save(OUT, model.half(), vae.half(), replace=True)
+    for stage in ("vae", "cfld"):
+        shutil.copy(RUN / stage / "log.jsonl", OUT / f"{stage}_log.jsonl")
+        options = json.loads((RUN / stage / "config.json").read_text())["options"]
+        (OUT / f"{stage}_options.json").write_text(json.dumps(options, indent=2) + "\n")
+    (OUT / "README.md").write_text(
+        f"TINY, trained on embedded people (python -m cfld.people) by `make tiny`; MIT, as the project.\n\n"
+        f"Begun at commit {commit()}, packed on {date.today()}. The training's logs and options are beside this file;\n"
+        f"what it can do is measured in docs/tiny.md.\n"
+    )
+
+
+def main() -> None:
+    RUN.mkdir(parents=True, exist_ok=True)
+    print(f"commit {commit()}")
+    data, vae, cache, cfld = RUN / "people", RUN / "vae", RUN / "cache", RUN / "cfld"
+    common = ["--preset", "tiny", "--data", data, *LOGS.split()]
+    run("cfld.people", data, *PEOPLE.split())
+    if not (vae / "model").is_dir():
+        run("cfld.train", "--stage", "vae", "--out", vae, *common, *VAE.split())
+    run("cfld.data", "cache", data, "--model", vae / "model", "--out", cache)
+    if not (cfld / "model").is_dir():
+        run("cfld.train", "--init", vae / "model", "--cache", cache, "--out", cfld, *common, *CFLD.split())
+    pack()
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "people.py", "--model", OUT], check=True)
+
+
+if __name__ == "__main__":
+    main()
