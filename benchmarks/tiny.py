@@ -2,7 +2,7 @@
 
     python benchmarks/tiny.py        hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
-Draws the people, trains TINY's VAE on them, encodes them once, trains all of TINY, and packs the averaged weights in half
+Draws the people, trains the VAE on them, encodes them once, trains all of TINY, and packs the averaged weights in half
 precision with the logs of both trainings, the commit and the measures of benchmarks/people.py.
 """
 

@@ -416,10 +416,11 @@ def seeded(*key: int) -> torch.Generator:
 
 class StepOrder(Sampler[list[int]]):
     """Which pairs make step 0, 1, 2, ...: a new permutation an epoch, its last partial batch dropped. A step's pairs
-    are a function of (seed, step), so a run can begin anywhere."""
+    are a function of (seed, step), so a run can begin anywhere; a process among several takes some places of each."""
 
-    def __init__(self, pairs: int, batch: int, seed: int, start: int, stop: int):
+    def __init__(self, pairs: int, batch: int, seed: int, start: int, stop: int, places: range | None = None):
         self.pairs, self.batch, self.seed, self.start, self.stop = pairs, batch, seed, start, stop
+        self.places = range(batch) if places is None else places
 
     def __iter__(self) -> Iterator[list[int]]:
         steps_an_epoch = self.pairs // self.batch
@@ -428,19 +429,17 @@ class StepOrder(Sampler[list[int]]):
             epoch, place = divmod(step, steps_an_epoch)
             if epoch != current:
                 permutation, current = torch.randperm(self.pairs, generator=seeded(self.seed, epoch)), epoch
-            yield permutation[place * self.batch : (place + 1) * self.batch].tolist()
+            yield permutation[[place * self.batch + i for i in self.places]].tolist()
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
-def step_batches(
-    dataset: Pairs | DescribedPairs, batch: int, seed: int, start: int, stop: int, workers: int
-) -> DataLoader[Pair]:
-    """An iterable of one Batch a step, for steps start .. stop - 1."""
+def step_batches(dataset: Pairs | DescribedPairs, order: StepOrder, workers: int) -> DataLoader[Pair]:
+    """An iterable of one Batch a step of the order."""
     return DataLoader(
         dataset,
-        batch_sampler=StepOrder(len(dataset), batch, seed, start, stop),
+        batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

@@ -5,13 +5,14 @@
     python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
     python -m cfld.train --preset tiny --init RUN_VAE/model --data people:2000x4 --out RUN     (embedded people)
     python -m cfld.train --out RUN --resume
+    torchrun --nproc-per-node 8 -m cfld.train ...                 the same training, its batch divided among 8 processes
 
 The paper's base, Stable Diffusion, paints people from words. --stage base makes such a UNet for embedded people, from
 a prompt of their attributes, without source or pose; --stage cfld may then keep it frozen (unet_trainable in --config).
 
 A run folder holds config.json, log.jsonl (step, loss, lr, rows/s), samples/, checkpoints/ and at the end model/, a
 model folder. Everything random in a step is a function of (seed, step, place of the pair in the global batch), so
-neither accumulation nor a stop changes what is trained.
+neither accumulation nor the number of processes nor a stop changes what is trained.
 
 Letters in shapes: B pairs, which make 2B rows: every source from itself, then every target from its source.
 """
@@ -22,6 +23,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -32,9 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
@@ -45,6 +49,7 @@ from cfld.data import (
     FashionPairs,
     Pairs,
     PeoplePairs,
+    StepOrder,
     collate,
     manifest,
     open_pairs,
@@ -277,6 +282,31 @@ def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
     return F.l1_loss(vae.decode(latents).float(), images) + kl_weight * kl
 
 
+class Objective(nn.Module):
+    """What a stage trains, and its loss: one module, so that processes can share its gradients."""
+
+    def __init__(
+        self,
+        options: TrainConfig,
+        config: CFLDConfig,
+        model: CFLD | None,
+        vae: VAE,
+        attribute_prompt: AttributePrompt | None,
+    ):
+        super().__init__()
+        self.options, self.scheduler = options, Scheduler(config.scheduler)
+        self.model, self.vae, self.attribute_prompt = model, vae, attribute_prompt
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The mean loss over a micro-batch, and its timesteps."""
+        if self.model is None:
+            return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
+        if self.attribute_prompt is not None:
+            return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws)
+        recipe, min_snr = self.options.recipe, self.options.min_snr
+        return training_loss(self.model, self.vae, self.scheduler, batch, draws, recipe, min_snr)
+
+
 def learning_rate(step: int, total: int, options: TrainConfig) -> float:
     """Linear warm-up from a tenth, constant, and a tenth of it for the rest (Sec. 4.1)."""
     if step < options.warmup_steps:
@@ -471,7 +501,15 @@ class Run:
 
     def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False):
         self.options, self.out = options, Path(options.out)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = pick_device(options.device)
+        if self.device == torch.device("cuda") and self.world > 1:
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if options.global_batch % (self.world * options.accumulate):
+            raise UserError(
+                f"--batch {options.global_batch} must be a multiple of the {self.world} processes times --accumulate "
+                f"{options.accumulate}"
+            )
         begun = self.out / "config.json"
         self.config = read_run_config(begun) if resume and begun.is_file() else architecture(options)
         check_steps("--sample-steps", options.sample_steps, self.config)
@@ -520,9 +558,23 @@ class Run:
         optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.state = State(trained, averages, optimizer, scaler, self.config, base)
-        if force and not resume:
+        self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.attribute_prompt)
+        if self.world > 1:
+            self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
+        if force and not resume and self.rank == 0:
             shutil.rmtree(self.out, ignore_errors=True)  # now that nothing else can be wrong
+        self.wait()
         self.resume(resume)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.rank == 0:
+            tqdm.write(text)
 
     def resume(self, resume: str | None) -> None:
         """Go back to a checkpoint, or begin the run folder."""
@@ -532,9 +584,9 @@ class Run:
         elif resume and found:
             self.state.restore(found[-1])
         elif resume:
-            tqdm.write(f"{self.out} holds no checkpoint yet: starting from step 0")
+            self.say(f"{self.out} holds no checkpoint yet: starting from step 0")
         if self.state.step:
-            tqdm.write(f"resuming {self.out} after step {self.state.step}")
+            self.say(f"resuming {self.out} after step {self.state.step}")
         if found and self.state.step < step_of(found[-1]):
             raise UserError(
                 f"{self.out} holds a later checkpoint, {found[-1].name}: go on in another --out, or remove those after "
@@ -542,6 +594,8 @@ class Run:
             )
         if self.state.step > self.total:
             raise UserError(f"--steps {self.total} must be at least the {self.state.step} that are done already")
+        if self.rank:
+            return
         log_path = self.out / "log.jsonl"
         if log_path.is_file():  # forget what is done again, and a line that a kill cut short
             kept = [line for line in log_path.read_text().splitlines(True) if self.is_done(line)]
@@ -558,25 +612,18 @@ class Run:
             return json.loads(line)["step"] <= self.state.step
         return False
 
-    def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The stage's loss of a micro-batch under autocast, and its timesteps."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if self.model is None:
-                return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
-            if self.attribute_prompt is not None:
-                return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws)
-            return training_loss(
-                self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, self.options.min_snr
-            )
-
     def train(self) -> None:
         """Train to the last step, then write the model folder."""
         options, state = self.options, self.state
         workers = (4 if self.device.type == "cuda" else 0) if options.workers is None else options.workers
-        batches = step_batches(
-            self.described(self.pairs), options.global_batch, options.seed, state.step, self.total, workers
+        share = options.global_batch // self.world
+        places = range(self.rank * share, (self.rank + 1) * share)  # of this process in the global batch
+        order = StepOrder(len(self.pairs), options.global_batch, options.seed, state.step, self.total, places)
+        batches = step_batches(self.described(self.pairs), order, workers)
+        bar = tqdm(
+            batches, desc=options.stage, unit="step", initial=state.step, total=self.total, disable=self.rank > 0
         )
-        bar = tqdm(batches, desc=options.stage, unit="step", initial=state.step, total=self.total)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         losses: list[float] = []
         started, rows = time.perf_counter(), 0
         for step, batch in zip(range(state.step, self.total), bar, strict=True):
@@ -587,15 +634,19 @@ class Run:
 
             # Accumulate: the gradient of the mean over all rows, a part of the batch at a time.
             state.optimizer.zero_grad(set_to_none=True)
-            loss_sum, first, all_timesteps = 0.0, 0, []
-            for part in batch.split(options.accumulate):
+            loss_sum, all_timesteps = 0.0, []
+            for number, part in enumerate(batch.split(options.accumulate)):
+                first = places.start + number * len(part)
                 draws = draw_step(options.seed, step, range(first, first + len(part)), self.config).to(self.device)
-                loss, timesteps = self.loss(part.to(self.device), draws)
-                all_timesteps += timesteps.tolist()
-                if not math.isfinite(loss.item()):
-                    raise UserError(self.not_finite("loss", step, loss.item(), all_timesteps))
-                state.scaler.scale(loss / options.accumulate).backward()
-                loss_sum, first = loss_sum + loss.item() / options.accumulate, first + len(part)
+                with self.exchange(with_part=options.accumulate - 1, now=number):
+                    with autocast:
+                        loss, timesteps = self.objective(part.to(self.device), draws)
+                    all_timesteps += timesteps.tolist()
+                    if not math.isfinite(loss.item()):
+                        raise UserError(self.not_finite("loss", step, loss.item(), all_timesteps))
+                    state.scaler.scale(loss / options.accumulate).backward()
+                loss_sum += loss.item() / options.accumulate
+            loss_sum = self.mean_of_processes(loss_sum)
 
             # Step, unless a gradient is lost (in fp16 the scaler leaves such a step out and scales less).
             state.scaler.unscale_(state.optimizer)
@@ -613,8 +664,10 @@ class Run:
 
             # Log.
             losses.append(loss_sum)
-            rows += 2 * len(batch)
+            rows += 2 * options.global_batch
             bar.set_postfix(loss=f"{loss_sum:.4f}", refresh=False)
+            if self.rank:
+                continue
             if options.log_every and state.step % options.log_every == 0:
                 speed = rows / (time.perf_counter() - started)
                 self.log({"step": state.step, "loss": sum(losses) / len(losses), "lr": lr, "rows/s": speed})
@@ -625,7 +678,23 @@ class Run:
                 self.checkpoint()
             if options.sample_every and state.step % options.sample_every == 0:
                 self.sample_grid()
-        self.write_model()
+        if self.rank == 0:
+            self.write_model()
+        self.wait()
+
+    def exchange(self, with_part: int, now: int) -> contextlib.AbstractContextManager[None]:
+        """Let processes exchange gradients in the backward of one part of a step, and not in those before."""
+        if isinstance(self.objective, DistributedDataParallel) and now != with_part:
+            return self.objective.no_sync()
+        return contextlib.nullcontext()
+
+    def mean_of_processes(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item() / self.world
 
     def clip_gradients(self) -> float:
         """Shorten the gradient to options.clip, if that is asked for. Returns its norm before, 0 where fp16's scaler
@@ -768,14 +837,24 @@ def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, b
 @command
 def main(argv: list[str] | None = None) -> None:
     given, resume, force = parse_options(argv)
-    run = Run(settle_options(given, resume, force), resume, force)
+    if "WORLD_SIZE" in os.environ:  # torchrun has started this process among others
+        on_cuda = given.get("device", "cuda").startswith("cuda") and torch.cuda.is_available()
+        if on_cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_cuda else "gloo")
+    options = settle_options(given, resume, force)
+    if dist.is_initialized():
+        dist.barrier()  # before one of them makes the folder that the others look for
+    run = Run(options, resume, force)
     counted = sum(p.numel() for p in run.state.trained.values())
-    print(
+    run.say(
         f"{run.options.stage}: {counted:,} parameters train"
         f"{'' if run.model is None else f' (of the UNet: {run.config.unet_trainable})'}, "
-        f"{run.total:,} steps of {run.options.global_batch} pairs, {run.device}"
+        f"{run.total:,} steps of {run.options.global_batch} pairs, {run.world} x {run.device}"
     )
     run.train()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

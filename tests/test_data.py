@@ -175,9 +175,16 @@ def test_a_run_that_begins_in_the_middle_sees_what_the_whole_run_saw() -> None:
     assert list(StepOrder(10, 3, 0, 4, 9)) == list(StepOrder(10, 3, 0, 0, 9))[4:]
 
 
+def test_processes_divide_a_step_among_them() -> None:
+    whole = StepOrder(10, 4, 0, 0, 5)
+    parts = [StepOrder(10, 4, 0, 0, 5, places) for places in (range(2), range(2, 4))]
+    assert [a + b for a, b in zip(*parts, strict=True)] == list(whole)
+
+
 def test_workers_do_not_change_the_batches(fashion: Path) -> None:
     pairs = FashionPairs(fashion, "train", 32, 32)
-    for alone, shared in zip(step_batches(pairs, 4, 0, 0, 3, 0), step_batches(pairs, 4, 0, 0, 3, 2), strict=True):
+    order = StepOrder(len(pairs), 4, 0, 0, 3)
+    for alone, shared in zip(step_batches(pairs, order, 0), step_batches(pairs, order, 2), strict=True):
         assert torch.equal(alone.images, shared.images)
 
 

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -473,3 +476,20 @@ def test_a_base_needs_people_whose_attributes_are_known(
 ) -> None:
     argv = ["--stage", "base", "--data", fashion, "--init", micro_folder, "--config", micro_folder / "config.json"]
     fails(main, *argv, "--out", tmp_path / "run", "--batch", 2, words=["cfld.people", "--stage base"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_as_one(run, fashion: Path, micro_folder: Path, tmp_path: Path, accumulate: int) -> None:
+    steps = ["--steps", "4", "--ema", "0.9", "--clip", "1", "--accumulate", str(accumulate)]
+    alone = run(f"alone{accumulate}", *steps)
+    options = json.loads((alone / "config.json").read_text())["options"]
+    argv = ["--config", options["config"], "--data", fashion, "--init", micro_folder, "--batch", 4, "--lr", 1e-3]
+    argv += ["--precision", "fp32", "--warmup", 2, "--sample-every", 0, "--log-every", 1, "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["-m", "cfld.train", *argv, "--out", tmp_path / "two", *steps]
+    done = subprocess.run([str(a) for a in launch], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = ([line["loss"] for line in logged(folder)] for folder in (tmp_path / "two", alone))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    first, second = weights(tmp_path / "two"), weights(alone)
+    assert max(relative_error(first[name], second[name]) for name in second) <= 1e-3
