@@ -657,10 +657,11 @@ class Run:
             state.scaler.update()
             state.step = step + 1
 
-            # Average.
+            # Average; over fewer steps at first, so that the initial weights are soon forgotten.
+            decay = min(options.ema, state.step / (state.step + 9))
             with torch.no_grad():
                 for name, average in state.averages.items():
-                    average.lerp_(state.trained[name], 1 - options.ema)
+                    average.lerp_(state.trained[name], 1 - decay)
 
             # Log.
             losses.append(loss_sum)
