@@ -81,14 +81,14 @@ SD15 = CFLDConfig()
 TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
-    unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192),
-    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1),
+    unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192, groups=8),
+    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1, groups=8),
     swin=SwinConfig(
         image_size=64, width=32, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16), window=8, stochastic_depth=0.0
     ),
     prd=PRDConfig(width=192, depth=3, num_heads=6, source_width=256, source_positions=4),
     hga=HGAConfig(source_widths=(32, 64, 128), output_widths=(128, 128, 96), depth=2, head_width=16),
-    adapter=AdapterConfig(pose_size=64, channels=(96, 128, 128)),
+    adapter=AdapterConfig(pose_size=64, channels=(96, 128, 128), groups=8),
 )
 
 PRESETS = {"sd15": SD15, "tiny": TINY}
