@@ -35,6 +35,17 @@ JOINT_COLOURS = (
 )  # fmt: skip
 BONE_COLOURS = tuple(tuple(value * 3 // 5 for value in colour) for colour in JOINT_COLOURS[:17])
 
+# Where the joints are in each layout, told by its number of joints. A pair stands for the middle between the two.
+COCO = (0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+MEDIAPIPE = 33
+LAYOUTS: dict[int, tuple[int | tuple[int, int], ...]] = {
+    17: COCO,
+    18: tuple(range(18)),  # OpenPose's COCO model: JOINTS itself
+    25: (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18),  # OpenPose's BODY_25
+    MEDIAPIPE: (0, (11, 12), 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7),
+    133: COCO,  # COCO-WholeBody begins with COCO's joints
+}
+
 FRAME = (256, 176)  # height and width of the frame of keypoints
 SIGMA = 6.0  # of the heat maps, in pixels of a map of side 256
 JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 really cover
@@ -105,71 +116,123 @@ def parse_joints(y_text: str, x_text: str) -> np.ndarray:
     return np.array(columns, dtype=np.float32).T
 
 
-def keypoints_in_frame(points: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """points (18, 3) as (x, y, score) in pixels of a picture of frame (height, width) -> keypoints (18, 2) as (y, x) in
-    FRAME; joints of score 0, at (0, 0) or outside the picture are missing."""
+def keypoints_in_frame(points: np.ndarray, frame: tuple[float, float], min_confidence: float = 0.0) -> np.ndarray:
+    """points (n, 3) as (x, y, score) in a picture of frame (height, width), n one of LAYOUTS -> keypoints (18, 2) as
+    (y, x) in FRAME. Joints of score 0 or below min_confidence, at (0, 0) or outside the picture are missing, and so is
+    the middle between two of which one is missing."""
     x, y, score = points.T
-    seen = (score > 0) & (x >= 0) & (y >= 0) & (x < frame[1]) & (y < frame[0]) & ((x > 0) | (y > 0))
+    inside = (x >= 0) & (y >= 0) & (x < frame[1]) & (y < frame[0]) & ((x > 0) | (y > 0))
+    seen = inside & (score > 0) & (score >= min_confidence)
     scaled = np.stack([y * FRAME[0] / frame[0], x * FRAME[1] / frame[1]], axis=1)
-    return np.where(seen[:, None], scaled, -1).astype(np.float32)
+    pairs = np.array([(j, j) if isinstance(j, int) else j for j in LAYOUTS[len(points)]])  # (18, 2)
+    return np.where(seen[pairs].all(axis=1)[:, None], scaled[pairs].mean(axis=1), -1).astype(np.float32)
 
 
-BODY_25 = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    9,
-    10,
-    11,
-    12,
-    13,
-    14,
-    15,
-    16,
-    17,
-    18,
-)  # OpenPose's 25 joints -> 18, in JOINTS' order
+def as_numbers(values: Any) -> np.ndarray:
+    """Nested lists, or an array -> an array in float64. Raises UserError unless it is a whole one of finite numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError("the lists of joints must be equally long") from None
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise UserError("joints must be finite numbers only: write a missing joint as zeros")
+    return array.astype(np.float64)
 
 
-def read_openpose(path: str | Path, pose_size: tuple[int, int] | None = None) -> np.ndarray:
-    """An OpenPose JSON file of 18 or 25 joints -> keypoints (18, 2) as (y, x) in FRAME, of the first person.
+def pick(people: Any, person: int) -> Any:
+    """One of several people. Raises UserError if there is none of this number."""
+    if not 0 <= person < len(people):
+        raise UserError(f"--person must be within 0 .. {len(people) - 1}, found {person}")
+    return people[person]
 
-    Its frame is the file's canvas_height and canvas_width; without them pose_size (height, width); without that FRAME
-    itself, if every joint fits in. Raises UserError otherwise, and for a file of another form.
-    """
-    content = read_json(path)
-    people = content.get("people") if isinstance(content, dict) else None
+
+def openpose_points(content: dict[str, Any], person: int) -> np.ndarray:
+    """OpenPose's JSON -> one person's points (18 or 25, 3) as (x, y, score). Raises UserError."""
+    people = content.get("people")
     if not isinstance(people, list) or not people:
-        raise UserError(f"{path}: an OpenPose file must have a non-empty list 'people', found {str(content)[:60]}")
-    numbers: Any = people[0].get("pose_keypoints_2d") if isinstance(people[0], dict) else None
-    if not isinstance(numbers, list) or len(numbers) not in (54, 75):
-        found = len(numbers) if isinstance(numbers, list) else numbers
-        raise UserError(f"{path}: pose_keypoints_2d must have 54 (18 joints) or 75 numbers (25 joints), found {found}")
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-        raise UserError(f"{path}: pose_keypoints_2d must hold finite numbers only")
-    points = np.array(numbers, dtype=np.float64).reshape(-1, 3)
-    if len(points) == 25:
-        points = points[list(BODY_25)]
-    if "canvas_height" in content and "canvas_width" in content:
-        frame = (content["canvas_height"], content["canvas_width"])
-        if not all(isinstance(side, (int, float)) and side > 0 for side in frame):
-            raise UserError(f"{path}: canvas_height and canvas_width must be positive numbers, found {frame}")
-    elif pose_size is not None:
-        frame = pose_size
-    else:
-        frame = FRAME
-        reach = points[points[:, 2] > 0, :2].max(axis=0, initial=0)
-        if reach[0] >= FRAME[1] or reach[1] >= FRAME[0]:
-            raise UserError(
-                f"{path}: joints reach to x = {reach[0]:g}, y = {reach[1]:g}, outside a picture of "
-                f"{FRAME[1]}x{FRAME[0]}, and the file has no canvas_width and canvas_height: give --pose-size WxH"
-            )
-    return keypoints_in_frame(points, frame)
+        raise UserError(f"OpenPose's JSON must have a non-empty list 'people', found {str(content)[:60]}")
+    chosen = pick(people, person)
+    numbers = as_numbers(chosen.get("pose_keypoints_2d", []) if isinstance(chosen, dict) else [])
+    if numbers.shape not in ((54,), (75,)):
+        raise UserError(f"pose_keypoints_2d must have 54 (18 joints) or 75 numbers (25 joints), found {numbers.size}")
+    return numbers.reshape(-1, 3)
+
+
+def array_points(content: Any, person: int) -> np.ndarray:
+    """An array or nested lists as keypoints_from takes them -> one person's points (n, 3) as (x, y, score). Raises
+    UserError."""
+    array = as_numbers(content)
+    people = array[None] if array.ndim == 2 else array
+    joints, columns = people.shape[1:] if people.ndim == 3 and len(people) else (0, 0)
+    if joints not in LAYOUTS or not 2 <= columns <= (5 if joints == MEDIAPIPE else 3):
+        raise UserError(
+            "an array of joints must be (n, 3) or (people, n, 3), with n one of "
+            f"{', '.join(map(str, LAYOUTS))} and the columns x, y, score, found {array.shape}"
+        )
+    points = pick(people, person)
+    if columns == 2:
+        return np.concatenate([points, np.ones((joints, 1))], axis=1)
+    points = points[:, [0, 1, 2 if columns == 3 else 3]]
+    if joints == MEDIAPIPE and not ((points[:, 2] >= 0) & (points[:, 2] <= 1)).all():
+        raise UserError("MediaPipe's visibility, the third of 3 columns or the fourth of more, must be within 0 .. 1")
+    return points
+
+
+def picture_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | None) -> tuple[float, float]:
+    """Height and width of the picture in which points (n, 3) are, as keypoints_from describes. Raises UserError."""
+    if len(points) == MEDIAPIPE:
+        return 1, 1
+    if isinstance(content, dict) and "canvas_height" in content and "canvas_width" in content:
+        canvas = (content["canvas_height"], content["canvas_width"])
+        if not all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in canvas):
+            raise UserError(f"canvas_height and canvas_width must be positive numbers of pixels, found {canvas}")
+        return canvas
+    frame = pose_size or FRAME
+    x, y = points[points[:, 2] > 0, :2].max(axis=0, initial=0)
+    if max(frame) > 1 and 0 < max(x, y) <= 1:
+        raise UserError("joints must be in pixels, found none beyond 1: give --pose-size 1x1 if they are fractions")
+    if pose_size is None and (x >= FRAME[1] or y >= FRAME[0]):
+        raise UserError(
+            f"joints reach to x = {x:g}, y = {y:g}, outside a picture of {FRAME[1]}x{FRAME[0]}, and the file does not "
+            "say how large its picture is: give --pose-size WxH"
+        )
+    return frame
+
+
+def keypoints_from(
+    content: Any, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
+) -> np.ndarray:
+    """What an estimator of poses has found -> keypoints (18, 2) as (y, x) in FRAME. Raises UserError.
+
+    content: OpenPose's JSON of 18 or 25 joints; or an array or nested lists (n, c) or (people, n, c), n one of LAYOUTS,
+        with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence
+    pose_size: (height, width) of the picture. OpenPose's canvas_height and canvas_width go before it, and MediaPipe's
+        joints are fractions of any; without it the picture is FRAME, if all joints fit in
+    person: whose pose, counted from 0
+    min_confidence: joints of a lower score are missing
+    """
+    points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
+    frame = picture_size(points, content, pose_size)
+    keypoints = keypoints_in_frame(points, frame, min_confidence)
+    if (keypoints < 0).all():
+        raise UserError(
+            f"person {person} has no joint within {frame[1]}x{frame[0]} of a score of at least {min_confidence}: check "
+            "--person, --pose-size and --min-confidence, and that MediaPipe's joints are fractions"
+        )
+    return keypoints
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """The content of a .npy file. Raises UserError."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # np.load raises whatever the parser of the header meets first
+        raise UserError(f"{path}: not a whole .npy file of numbers ({error}): write it again with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: must hold one array, found an archive of several: write it with numpy.save")
+    return array
 
 
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
@@ -192,8 +255,11 @@ def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     return annotations
 
 
-def read_pose(text: str, pose_size: tuple[int, int] | None = None) -> np.ndarray:
-    """What --pose takes -> keypoints (18, 2) as (y, x) in FRAME: "annotation.csv#name", or an OpenPose JSON file."""
+def read_pose(
+    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
+) -> np.ndarray:
+    """What --pose takes -> keypoints (18, 2) as (y, x) in FRAME: "annotation.csv#name", or a .json or .npy file as
+    keypoints_from describes. Raises UserError."""
     if "#" in text and not Path(text).is_file():
         path, name = text.rsplit("#", 1)
         annotations = read_annotations(path)
@@ -202,6 +268,13 @@ def read_pose(text: str, pose_size: tuple[int, int] | None = None) -> np.ndarray
                 f"{path}: no row named {name!r} among {len(annotations)}, such as {next(iter(annotations), '-')}"
             )
         return annotations[name]
-    if text.lower().endswith(".json"):
-        return read_openpose(text, pose_size)
-    raise UserError(f"--pose {text}: must be an OpenPose .json file, or an annotation file with #name behind it")
+    readers = {".json": read_json, ".npy": read_array}
+    if (suffix := Path(text).suffix.lower()) not in readers:
+        raise UserError(
+            f"--pose {text}: must be a .json or .npy file of joints, or an annotation file with #name behind"
+        )
+    content = readers[suffix](text)
+    try:
+        return keypoints_from(content, pose_size, person, min_confidence)
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from None

@@ -1,4 +1,4 @@
-"""Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), DDPM's loop, and the command that uses them.
+"""Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), the loop over timesteps, and the command.
 
     python -m cfld.sample --source photo.jpg --pose pose.json --out out.png
     python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
@@ -35,7 +35,7 @@ from cfld.files import (
 )
 from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
-from cfld.scheduler import Scheduler
+from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.vae import VAE
 
 
@@ -91,12 +91,14 @@ def sample(
     poses: Tensor,
     *,
     steps: int = 50,
+    sampler: str = "ddpm",
     pose_scale: float = 2.0,
     appearance_scale: float = 2.0,
+    guidance_interval: tuple[float, float] = (0, math.inf),
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Paint the people of source_images in the poses: DDPM from z_T ~ N(0, I) under Eq. 7, then y = D(z_0) (Sec. 3.3).
+    """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
     source_images (S, 3, 256, 256) in [-1, 1]
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
@@ -110,8 +112,10 @@ def sample(
         scheduler,
         model.condition(source_images.to(weight), poses.to(weight)),
         steps=steps,
+        sampler=sampler,
         pose_scale=pose_scale,
         appearance_scale=appearance_scale,
+        guidance_interval=guidance_interval,
         generator=generator,
         progress=progress,
     )
@@ -125,31 +129,43 @@ def denoise(
     conditions: Conditions,
     *,
     steps: int = 50,
+    sampler: str = "ddpm",
     pose_scale: float = 2.0,
     appearance_scale: float = 2.0,
+    guidance_interval: tuple[float, float] = (0, math.inf),
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Paint what conditions of B rows say.
 
-    steps: of DDPM; pose_scale, appearance_scale: w_pose and w_app of Eq. 7
+    steps, sampler: how many steps of which of SAMPLERS; the paper's is DDPM with 50
+    pose_scale, appearance_scale: w_pose and w_app of Eq. 7
+    guidance_interval: the timesteps (lowest, highest) at which Eq. 7 is used; at others the full row stands alone
     generator: one, or a list of one a picture; None draws from torch's global one
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
+    if sampler not in SAMPLERS:
+        raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
+    spacing, take_step = SAMPLERS[sampler]
     weight, batch = model.unet.conv_in.weight, len(conditions.prompt)
-    weights, conditions = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
+    guided = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
+    lowest, highest = guidance_interval
     size = model.config.image_size // model.config.vae.factor
     latents = draw((batch, model.config.unet.latent_channels, size, size), generator, weight)
 
-    timesteps = scheduler.sampling_timesteps(steps)
+    timesteps = scheduler.sampling_timesteps(steps, spacing)
+    past: list[tuple[int, Tensor]] = []
     for t, t_next in tqdm(
         list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
     ):
+        weights, stacked = guided if lowest <= t <= highest else ([1.0], conditions)
         rows = latents.repeat(len(weights), 1, 1, 1).to(weight.dtype)
-        noise_pred = model(rows, torch.full((len(rows),), t, device=rows.device), conditions).float()
+        noise_pred = model(rows, torch.full((len(rows),), t, device=rows.device), stacked).float()
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
-        noise = draw(latents.shape, generator, weight) if t_next >= 0 else None
-        latents = scheduler.ddpm_step(latents, noise_pred, t, t_next, noise)
+        noise = draw(latents.shape, generator, weight) if sampler == "ddpm" and t_next >= 0 else None
+        x_0 = scheduler.clean_latents(latents, noise_pred, t)
+        latents = take_step(scheduler, latents, noise_pred, t, t_next, noise, past)
+        past = [*past[-1:], (t, x_0)]
     return vae.decode(latents.to(weight.dtype)).clamp(-1, 1)
 
 
@@ -184,8 +200,10 @@ def generate(
     *,
     size: tuple[int, int] | None = None,
     steps: int = 50,
+    sampler: str = "ddpm",
     pose_scale: float = 2.0,
     appearance_scale: float = 2.0,
+    guidance_interval: tuple[float, float] = (0, math.inf),
     seed: int = 0,
     progress: bool = False,
 ) -> list[Image.Image]:
@@ -194,6 +212,7 @@ def generate(
     photo: a picture of one person, about 256x176 in shape
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
+    steps, sampler, pose_scale, appearance_scale, guidance_interval: see denoise
     seed: of the first picture; the next has seed + 1, and so on
     -> B pictures
     """
@@ -207,8 +226,10 @@ def generate(
         source_images,
         pose_maps(keypoints, config.adapter.pose_size),
         steps=steps,
+        sampler=sampler,
         pose_scale=pose_scale,
         appearance_scale=appearance_scale,
+        guidance_interval=guidance_interval,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
         progress=progress,
     )
@@ -253,12 +274,14 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="poses to paint: OpenPose JSON, or an annotation CSV with #name behind it",
+        help="poses to paint: OpenPose JSON; a .json or .npy array of COCO's, COCO-WholeBody's or MediaPipe's joints; "
+        "or an annotation CSV with #name behind it (docs/poses.md)",
     )
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
     )
-    parser.add_argument("--steps", type=int, default=50, help="DDPM steps")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="the paper's is ddpm")
+    parser.add_argument("--steps", type=int, default=50, help="of the sampler")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture")
     parser.add_argument(
         "--size",
@@ -270,10 +293,21 @@ def main(argv: list[str] | None = None) -> None:
         "--pose-size",
         type=parse_size,
         metavar="WxH",
-        help="of the picture that an OpenPose JSON was made from, if the file does not say",
+        help="of the picture that the joints were found in, if the file does not say",
+    )
+    parser.add_argument("--person", type=int, default=0, help="whose pose in files of several people, from 0")
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.0, help="joints with a score below are missing, within 0 .. 1"
     )
     parser.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     parser.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
+    parser.add_argument(
+        "--guidance-interval",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="timesteps at which Eq. 7 is used; at others the full row stands alone (default: all)",
+    )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)"
     )
@@ -284,6 +318,11 @@ def main(argv: list[str] | None = None) -> None:
 
     if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
         raise UserError("--pose-scale and --appearance-scale must be finite numbers")
+    if not 0 <= options.min_confidence <= 1:
+        raise UserError(f"--min-confidence must be within 0 .. 1, found {options.min_confidence}")
+    lowest, highest = options.guidance_interval or (0, math.inf)
+    if lowest > highest:
+        raise UserError(f"--guidance-interval must be LOW HIGH with LOW <= HIGH, found {lowest} {highest}")
     if not 0 <= options.seed < 2**63 - len(options.pose):
         raise UserError(f"--seed must be at least 0 and below 2^63, found {options.seed}")
     out = Path(options.out)
@@ -293,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse_overwrite(path, options.force)
     photo = read_image(options.source, upright=True)
     pose_size = options.pose_size and options.pose_size[::-1]
-    keypoints = np.stack([read_pose(text, pose_size) for text in options.pose])
+    keypoints = np.stack([read_pose(text, pose_size, options.person, options.min_confidence) for text in options.pose])
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
     model, vae = load(options.model, device, precision)
@@ -302,8 +341,9 @@ def main(argv: list[str] | None = None) -> None:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = generate(
         model, vae, photo, keypoints,
-        size=options.size, steps=options.steps, pose_scale=options.pose_scale,
-        appearance_scale=options.appearance_scale, seed=options.seed, progress=True,
+        size=options.size, steps=options.steps, sampler=options.sampler,
+        pose_scale=options.pose_scale, appearance_scale=options.appearance_scale, guidance_interval=(lowest, highest),
+        seed=options.seed, progress=True,
     )  # fmt: skip
     for path, picture, joints in zip(outs, pictures, keypoints, strict=True):
         if options.side_by_side:

@@ -1,14 +1,25 @@
-"""The noise schedule: forward process, training timesteps, DDPM's reverse step (Sec. 3.1, 3.3, Eq. 1; Ho et al. 2020).
+"""The noise schedule: forward process, training timesteps, and the samplers' reverse steps (Sec. 3.1, 3.3, Eq. 1).
+
+    DDPM, the paper's    Ho et al. 2020, Denoising Diffusion Probabilistic Models
+    DDIM                 Song et al. 2021, Denoising Diffusion Implicit Models
+    DPM-Solver++(2M)     Lu et al. 2022, DPM-Solver++: Fast Solver for Guided Sampling
+    UniPC                Zhao et al. 2023, UniPC: A Unified Predictor-Corrector Framework
 
 Everything is a pure function of its arguments and the table of alpha bars; nothing is counted or kept between calls.
+All steps are called alike; those that look back are given the past: earlier timesteps, and the x_0 predicted at each.
 
 Letters: t a timestep in 0 .. T-1, x_0 clean latents, x_t noisy latents, eps noise, a_t = alpha_t, abar_t = a_1 ... a_t.
+In the solvers, as in their papers, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), lambda_t = log(alpha_t/sigma_t).
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Past = Sequence[tuple[int, Tensor]]  # (t, x_0 predicted at t) of earlier steps, the newest last
 
 
 @dataclass(frozen=True)
@@ -46,15 +57,26 @@ class Scheduler:
         T = self.config.num_timesteps
         return ((1 - draws**3) * T).long().clamp(0, T - 1)
 
-    def sampling_timesteps(self, steps: int) -> list[int]:
-        """The timesteps of sampling, noisiest first: leading spacing, offset 1 (50 steps: 981, 961, ..., 21, 1)."""
+    def sampling_timesteps(self, steps: int, spacing: str = "leading") -> list[int]:
+        """The timesteps of sampling, noisiest first.
+
+        leading: offset 1, from below T - 1 down to 1 (50 steps: 981, 961, ..., 21, 1)
+        linspace: from T - 1 down to above 0 (50 steps: 999, 979, ..., 40, 20)
+        """
         T = self.config.num_timesteps
         if not 1 <= steps < T:
             raise ValueError(f"the number of sampling steps must be within 1 .. {T - 1}, found {steps}")
+        if spacing == "linspace":
+            return [round(i * ((T - 1) / steps)) for i in range(steps, 0, -1)]
         return [i * (T // steps) + 1 for i in reversed(range(steps))]
 
+    def clean_latents(self, latents: Tensor, noise_pred: Tensor, t: int) -> Tensor:
+        """Eq. 1 solved for the clean latents: x_t and eps_theta(x_t, t) (B, 4, h, w) -> the predicted x_0."""
+        abar_t = self.alpha_bars[t].double().item()
+        return (latents - (1 - abar_t) ** 0.5 * noise_pred) / abar_t**0.5
+
     def ddpm_step(
-        self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None
+        self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None, past: Past = ()
     ) -> Tensor:
         """One reverse step with the posterior's own variance ("fixed small"; Ho et al. 2020, Eq. 6 and 7).
 
@@ -62,14 +84,97 @@ class Scheduler:
         noise_pred (B, 4, h, w): eps_theta(x_t, t)
         t, t_next: this timestep and the next, smaller one; -1 after the last: the step then returns the predicted x_0
         noise (B, 4, h, w) ~ N(0, 1), or None for the posterior's mean
+        past: not looked at
         -> latents (B, 4, h, w) at t_next
         """
         abar_t = self.alpha_bars[t].double().item()
         abar_next = self.alpha_bars[t_next].double().item() if t_next >= 0 else 1.0
         a_t = abar_t / abar_next
-        x_0 = (latents - (1 - abar_t) ** 0.5 * noise_pred) / abar_t**0.5
+        x_0 = self.clean_latents(latents, noise_pred, t)
         mean = (abar_next**0.5 * (1 - a_t) * x_0 + a_t**0.5 * (1 - abar_next) * latents) / (1 - abar_t)
         if noise is None:
             return mean
         variance = (1 - abar_next) / (1 - abar_t) * (1 - a_t)
         return mean + variance**0.5 * noise
+
+    def ddim_step(
+        self,
+        latents: Tensor,
+        noise_pred: Tensor,
+        t: int,
+        t_next: int,
+        noise: Tensor | None = None,
+        past: Past = (),
+        eta: float = 0.0,
+    ) -> Tensor:
+        """One step of DDIM (Song et al. 2021, Eq. 12 and 16), called as ddpm_step; eta scales the noise, from none (0)
+        to DDPM's (1). The last step ends at timestep 0, as Stable Diffusion's files ask (set_alpha_to_one is false)."""
+        abar_t, abar_next = self.alpha_bars[t].double().item(), self.alpha_bars[max(t_next, 0)].double().item()
+        sigma = eta * ((1 - abar_next) / (1 - abar_t) * (1 - abar_t / abar_next)) ** 0.5
+        x_0 = self.clean_latents(latents, noise_pred, t)
+        mean = abar_next**0.5 * x_0 + (1 - abar_next - sigma**2) ** 0.5 * noise_pred
+        return mean if noise is None else mean + sigma * noise
+
+    def marginal(self, t: int) -> tuple[float, float, float]:
+        """alpha_t, sigma_t and lambda_t; those of clean latents for t = -1."""
+        if t < 0:
+            return 1.0, 0.0, math.inf
+        abar_t = self.alpha_bars[t].double().item()
+        return abar_t**0.5, (1 - abar_t) ** 0.5, math.log(abar_t / (1 - abar_t)) / 2
+
+    def two_point_step(self, latents: Tensor, x_0: Tensor, t: int, t_next: int, past: Past) -> Tensor:
+        """x_t and the x_0 predicted at t -> x at t_next, by a line through the last two predictions (Lu et al. 2022,
+        Alg. 2). The first step has only one, and the last, whose h is infinite, uses only one."""
+        (_, sigma, lambda_t), (alpha_next, sigma_next, lambda_next) = self.marginal(t), self.marginal(t_next)
+        h, D = lambda_next - lambda_t, x_0
+        if past and t_next >= 0:
+            t_1, x_1 = past[-1]
+            r = (lambda_t - self.marginal(t_1)[2]) / h
+            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_1
+        return sigma_next / sigma * latents - alpha_next * math.expm1(-h) * D
+
+    def corrected(self, latents: Tensor, x_0: Tensor, t: int, past: Past) -> Tensor:
+        """UniC: x_t, where two_point_step has led, as if the x_0 now predicted at t had been known on the way there.
+
+        On that way, lambda = lambda_1 + u h, x_0 is taken to be the parabola x_1 + a u + b u^2 through the last three
+        predictions (u = r, 0, 1); w_k is the integral of h exp((u - 1) h) u^k over u = 0 .. 1. With two predictions x_0
+        is taken to be their mean. Only the difference to two_point_step's terms is added.
+        """
+        (alpha, _, lambda_t), (t_1, x_1) = self.marginal(t), past[-1]
+        lambda_1 = self.marginal(t_1)[2]
+        h = lambda_t - lambda_1
+        B, D = math.expm1(-h), x_0 - x_1
+        if len(past) == 1:
+            return latents - alpha * B / 2 * D
+        t_2, x_2 = past[-2]
+        r = (self.marginal(t_2)[2] - lambda_1) / h
+        slope = (x_2 - x_1) / r  # of two_point_step's line
+        b = (D - slope) / (1 - r)
+        w_1 = 1 + B / h
+        w_2 = 1 - 2 * w_1 / h
+        return latents + alpha * (w_1 * (D - b) + w_2 * b + B / 2 * slope)
+
+    def dpmpp_step(
+        self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None, past: Past = ()
+    ) -> Tensor:
+        """One step of DPM-Solver++(2M), called as ddpm_step; noise is not looked at."""
+        return self.two_point_step(latents, self.clean_latents(latents, noise_pred, t), t, t_next, past)
+
+    def unipc_step(
+        self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None, past: Past = ()
+    ) -> Tensor:
+        """One step of UniPC of order 2 with B_2(h) = e^h - 1 ("bh2"), called as ddpm_step; noise is not looked at.
+        UniC, then UniP, which with this order and this B is DPM-Solver++(2M)'s step."""
+        x_0 = self.clean_latents(latents, noise_pred, t)
+        if past:
+            latents = self.corrected(latents, x_0, t, past)
+        return self.two_point_step(latents, x_0, t, t_next, past)
+
+
+# By name: the spacing of timesteps in which diffusers runs the sampler with SD 1.5's files, and the step.
+SAMPLERS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "ddpm": ("leading", Scheduler.ddpm_step),
+    "ddim": ("leading", Scheduler.ddim_step),
+    "dpm++": ("linspace", Scheduler.dpmpp_step),
+    "unipc": ("linspace", Scheduler.unipc_step),
+}

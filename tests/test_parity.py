@@ -30,7 +30,7 @@ from cfld.convert import (
 )
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder, PRDBlock, PRDConfig
-from cfld.scheduler import Scheduler
+from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.swin import Swin, SwinConfig
 from cfld.unet import UNet, UNetConfig
 from cfld.vae import VAE, VAEConfig
@@ -274,6 +274,58 @@ def test_the_last_ddpm_step_returns_the_predicted_clean_latents() -> None:
     scheduler, clean, eps = Scheduler(), noise(1, 4, 4, 4), noise(1, 4, 4, 4, seed=1)
     noisy = scheduler.add_noise(clean, eps, torch.tensor([1]))
     assert relative_error(scheduler.ddpm_step(noisy, eps, 1, -1, noise(1, 4, 4, 4, seed=2)), clean) <= 1e-5
+
+
+# scheduler_config.json of Stable Diffusion 1.5. What it does not say, such as the spacing, is each class's default.
+SD15 = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+}  # fmt: skip
+REFERENCES = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
+
+
+def diffusers_sampler(name: str, steps: int):
+    import diffusers
+
+    reference = getattr(diffusers, REFERENCES[name]).from_config(SD15)
+    reference.set_timesteps(steps)
+    return reference
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 15, 20, 50])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_whole_trajectories_equal_diffusers(name: str, steps: int) -> None:
+    """With a made-up predictor of noise that depends on the latents and on the timestep."""
+    scheduler, reference, (spacing, step) = Scheduler(), diffusers_sampler(name, steps), SAMPLERS[name]
+    predict = lambda x, t: torch.tanh(0.8 * x + 0.3 * x.roll(1, dims=-1) + t / 1000)  # noqa: E731
+    timesteps = scheduler.sampling_timesteps(steps, spacing)
+    assert timesteps == reference.timesteps.tolist()
+    ours = theirs = noise(2, 4, 8, 8)
+    past = []
+    for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        noise_pred = predict(ours, t)
+        x_0 = scheduler.clean_latents(ours, noise_pred, t)
+        ours = step(scheduler, ours, noise_pred, t, t_next, None, past)
+        past.append((t, x_0))
+        theirs = reference.step(predict(theirs, t), t, theirs).prev_sample
+        assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_with_noise_equals_diffusers(eta: float) -> None:
+    scheduler, reference = Scheduler(), diffusers_sampler("ddim", 15)
+    timesteps = scheduler.sampling_timesteps(15)
+    for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        latents, noise_pred, injected = (noise(2, 4, 8, 8, seed=3 * t + i) for i in range(3))
+        theirs = reference.step(noise_pred, t, latents, eta=eta, variance_noise=injected).prev_sample
+        assert relative_error(scheduler.ddim_step(latents, noise_pred, t, t_next, injected, eta=eta), theirs) <= 1e-5
+
+
+def test_every_number_of_steps_has_diffusers_timesteps() -> None:
+    for name in REFERENCES:
+        for steps in range(1, 1000, 7):
+            expected = diffusers_sampler(name, steps).timesteps.tolist()
+            assert Scheduler().sampling_timesteps(steps, SAMPLERS[name][0]) == expected
 
 
 def test_cubic_timesteps_are_the_formula_and_half_lie_in_the_noisiest_eighth() -> None:

@@ -1,6 +1,7 @@
 """Pose maps against OpenCV's drawing, and the readers of keypoints."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,12 @@ from cfld.pose import (
     BONE_COLOURS,
     BONES,
     JOINT_COLOURS,
+    JOINTS,
+    LAYOUTS,
+    keypoints_from,
     map_positions,
     pose_maps,
     read_annotations,
-    read_openpose,
     read_pose,
 )
 
@@ -97,41 +100,138 @@ def test_a_batch_is_drawn_as_its_poses_one_by_one() -> None:
     assert torch.allclose(pose_maps(KEYPOINTS[:6], 64), alone, atol=1e-6)
 
 
-def openpose(points: np.ndarray, **more: int) -> dict[str, object]:
-    return {"people": [{"pose_keypoints_2d": points.flatten().tolist()}], **more}
+def openpose(*people: np.ndarray, **more: float) -> dict[str, object]:
+    return {"people": [{"pose_keypoints_2d": points.flatten().tolist()} for points in people], **more}
 
 
 def some_points(joints: int) -> np.ndarray:
     g = np.random.default_rng(0)
-    points = np.concatenate([g.integers(1, 170, (joints, 2)), np.full((joints, 1), 0.9)], axis=1).astype(float)
+    points = np.concatenate([g.integers(2, 170, (joints, 2)), np.full((joints, 1), 0.9)], axis=1).astype(float)
     points[4] = 0
     return points
 
 
-def test_openpose_joints_are_y_x_scaled_from_the_canvas_and_zero_is_missing(tmp_path: Path) -> None:
+def test_openpose_joints_are_y_x_scaled_from_the_canvas_and_zero_is_missing() -> None:
     points = some_points(18)
-    (tmp_path / "pose.json").write_text(json.dumps(openpose(points, canvas_width=352, canvas_height=512)))
-    keypoints = read_openpose(tmp_path / "pose.json")
+    keypoints = keypoints_from(openpose(points, canvas_width=352, canvas_height=512))
     assert keypoints.shape == (18, 2)
     assert np.allclose(keypoints[0], [points[0, 1] / 2, points[0, 0] / 2])
     assert (keypoints[4] == -1).all()
 
 
-def test_25_joints_leave_out_the_middle_of_the_hip_and_the_feet(tmp_path: Path) -> None:
-    points = some_points(25)
-    (tmp_path / "pose.json").write_text(json.dumps(openpose(points)))
-    keypoints = read_openpose(tmp_path / "pose.json")
-    assert np.allclose(keypoints[8], points[9, 1::-1])  # right hip
-    assert np.allclose(keypoints[17], points[18, 1::-1])  # left ear
+# The joints of each layout by the names that its makers give them, in their order.
+SIDES = lambda *names: [f"{side} {name}" for name in names for side in ("left", "right")]  # noqa: E731
+COCO_NAMES = ["nose", *SIDES("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")]
+NAMES = {
+    17: COCO_NAMES,
+    18: list(JOINTS),
+    25: [
+        "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
+        "middle hip", "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle", "right eye",
+        "left eye", "right ear", "left ear", "left big toe", "left small toe", "left heel", "right big toe",
+        "right small toe", "right heel",
+    ],
+    33: [
+        "nose", "left eye inner", "left eye", "left eye outer", "right eye inner", "right eye", "right eye outer",
+        "left ear", "right ear", "mouth left", "mouth right", *SIDES("shoulder", "elbow", "wrist", "pinky", "index",
+        "thumb", "hip", "knee", "ankle", "heel", "foot index"),
+    ],
+    133: [*COCO_NAMES, *(f"feet, face or hands {i}" for i in range(116))],
+}  # fmt: skip
 
 
-def test_the_frame_of_an_openpose_file_is_asked_for_if_it_is_not_known(tmp_path: Path) -> None:
+def in_layout(keypoints: np.ndarray, joints: int, width: float, height: float) -> np.ndarray:
+    """keypoints (18, 2) as (y, x) in 256x176 -> points (joints, 3) in pixels; joints that only the layout has lie at
+    random places, and missing ones have zeros."""
+    points = np.random.default_rng(joints).uniform(0.1, 0.9, (joints, 3)) * [width, height, 1]
+    for name, (y, x) in zip(JOINTS, keypoints, strict=True):
+        if name in NAMES[joints]:
+            present = min(y, x) >= 0
+            points[NAMES[joints].index(name)] = [x * width / 176, y * height / 256, 0.8] if present else 0
+    return points
+
+
+def with_neck_between_the_shoulders(keypoints: np.ndarray) -> np.ndarray:
+    keypoints, (neck, right, left) = keypoints.copy(), map(JOINTS.index, ("neck", "right shoulder", "left shoulder"))
+    shoulders = keypoints[[right, left]]
+    keypoints[neck] = shoulders.mean(axis=0) if (shoulders >= 0).all() else -1
+    return keypoints
+
+
+def test_a_pose_is_the_same_bit_for_bit_in_every_format(tmp_path: Path) -> None:
+    width, height = 1101, 749
+    chosen = [with_neck_between_the_shoulders(keypoints) for keypoints in KEYPOINTS[::3].double().numpy()]
+    present = (np.stack(chosen) >= 0).all(axis=-1)
+    assert present.any(axis=0).all() and not present.all()
+    for keypoints in chosen:
+        for joints in NAMES:
+            points = in_layout(keypoints, joints, *((1, 1) if joints == 33 else (width, height)))
+            if joints == 33:
+                points = np.insert(points, 2, -0.3, axis=1)  # MediaPipe's z
+            np.save(tmp_path / f"{joints}.npy", points)
+            (tmp_path / f"{joints}.json").write_text(json.dumps(points.tolist()))
+            if joints in (18, 25):
+                content = openpose(points, canvas_width=width, canvas_height=height)
+                (tmp_path / f"openpose-{joints}.json").write_text(json.dumps(content))
+        files = list(tmp_path.iterdir())
+        assert len(files) == 5 * 2 + 2
+        for file in files:
+            assert np.array_equal(read_pose(str(file), (height, width)), keypoints.astype(np.float32)), file.name
+
+
+def test_the_neck_is_missing_if_a_shoulder_is_missing_outside_or_doubtful() -> None:
+    good, neck = some_points(17), JOINTS.index("neck")
+    assert (keypoints_from(good)[neck] > 0).all()
+    for spoilt in ([0, 0, 0], [50, 256, 0.9], [-1, 50, 0.9], [50, 50, 0.2]):
+        points = good.copy()
+        points[5] = spoilt
+        keypoints = keypoints_from(points, (256, 176), min_confidence=0.3)
+        assert (keypoints[[neck, JOINTS.index("left shoulder")]] == -1).all()
+        assert (keypoints[JOINTS.index("right shoulder")] > 0).all()
+
+
+def test_joints_outside_the_picture_or_below_the_confidence_are_missing() -> None:
+    points = some_points(18)
+    points[[5, 6, 7, 8]] = [[176, 9, 1], [9, 256, 1], [175.9, 255.9, 1], [-0.1, 9, 1]]
+    points[[9, 10], 2] = [0.3, 0.29]
+    missing = (keypoints_from(points, (256, 176), min_confidence=0.3) == -1).all(axis=1)
+    assert missing.nonzero()[0].tolist() == [4, 5, 6, 8, 10]
+
+
+def test_a_person_is_picked_by_index() -> None:
+    first, second = some_points(18), some_points(18) / [2, 2, 1]
+    for content in (openpose(first, second), np.stack([first, second]), [first.tolist(), second.tolist()]):
+        assert np.array_equal(keypoints_from(content), keypoints_from(first))
+        assert np.array_equal(keypoints_from(content, person=1), keypoints_from(second))
+        for person in (2, -1):
+            with pytest.raises(UserError, match=f"--person must be within 0 .. 1, found {person}"):
+                keypoints_from(content, person=person)
+
+
+def test_without_scores_every_joint_counts() -> None:
+    points = some_points(17)
+    assert np.array_equal(keypoints_from(points[:, :2]), keypoints_from(points))
+
+
+def test_the_size_of_the_picture_is_asked_for_if_it_is_not_known() -> None:
     points = some_points(18)
     points[0, 0] = 300
-    (tmp_path / "pose.json").write_text(json.dumps(openpose(points)))
-    with pytest.raises(UserError, match=r"x = 300.*--pose-size WxH"):
-        read_openpose(tmp_path / "pose.json")
-    assert np.allclose(read_openpose(tmp_path / "pose.json", (512, 352))[0], [points[0, 1] / 2, 150])
+    for content in (points, openpose(points)):
+        with pytest.raises(UserError, match=r"x = 300.*--pose-size WxH"):
+            keypoints_from(content)
+        assert np.allclose(keypoints_from(content, (512, 352))[0], [points[0, 1] / 2, 150])
+    assert np.allclose(keypoints_from(openpose(points, canvas_width=704, canvas_height=256), (512, 352))[0, 1], 75)
+
+
+def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
+    points = some_points(17)
+    fractions = points / [176, 256, 1]
+    for pose_size in (None, (256, 176)):
+        with pytest.raises(UserError, match=r"must be in pixels.*--pose-size 1x1"):
+            keypoints_from(fractions, pose_size)
+    assert np.allclose(keypoints_from(fractions, (1, 1)), keypoints_from(points))
+    with pytest.raises(UserError, match=r"no joint within 1x1.*MediaPipe's joints are fractions"):
+        keypoints_from(some_points(33))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +239,57 @@ def test_the_frame_of_an_openpose_file_is_asked_for_if_it_is_not_known(tmp_path:
     [
         ("{", "not JSON"),
         ('{"people": []}', "non-empty list 'people'"),
-        ('[{"people": 1}]', "non-empty list 'people'"),
+        ('{"people": {"0": 1}}', "non-empty list 'people'"),
+        ('{"people": [[1, 2]]}', "found 0"),
+        (json.dumps({"people": [{"pose_keypoints_2d": [[1, 2]] * 54}]}), "found 108"),
+        ('{"people": [{"pose_keypoints_2d": null}]}', "finite"),
+        ('[{"people": 1}]', "finite numbers only"),
         (json.dumps(openpose(some_points(17))), "found 51"),
         ('{"people": [{"pose_keypoints_2d": [NaN' + ", 1" * 53 + "]}]}", "finite"),
         ('{"people": [{"pose_keypoints_2d": ["a"' + ", 1" * 53 + "]}]}", "finite"),
+        ('{"people": [{"pose_keypoints_2d": [1' + "0" * 400 + ", 1" * 53 + "]}]}", "finite"),
+        ('{"people": [{"pose_keypoints_2d": [[1, 2]' + ", 1" * 53 + "]}]}", "equally long"),
         ('{"canvas_width": 0, "canvas_height": 5, "people": [{"pose_keypoints_2d": [1' + ", 1" * 53 + "]}]}", "canvas"),
+        (json.dumps(openpose(some_points(18) * 0)), "person 0 has no joint"),
+        ("5", r"\(people, n, 3\).*found \(\)"),
+        ("[]", r"found \(0,\)"),
+        ("[[]]", r"found \(1, 0\)"),
+        ("[[[1, 2, 3]], []]", "equally long"),
+        (json.dumps(some_points(16).tolist()), r"17, 18, 25, 33, 133.*found \(16, 3\)"),
+        (json.dumps(np.ones((17, 4)).tolist()), r"found \(17, 4\)"),
+        (json.dumps([some_points(17).tolist(), [[None] * 3] * 17]), "finite"),
+        (json.dumps((np.ones((33, 3)) * [0.5, 0.5, -0.2]).tolist()), "visibility.*third of 3"),
     ],
-)
-def test_a_malformed_openpose_file_says_what_is_wrong(content: str, words: str, tmp_path: Path) -> None:
+)  # fmt: skip
+def test_a_malformed_json_file_says_what_is_wrong(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "pose.json").write_text(content)
-    with pytest.raises(UserError, match=words):
-        read_openpose(tmp_path / "pose.json")
+    with pytest.raises(UserError, match=f"pose.json.*{words}"):
+        read_pose(str(tmp_path / "pose.json"))
+
+
+def test_a_malformed_npy_file_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "pose.npy"
+    with pytest.raises(UserError, match=r"pose\.npy: no such file"):
+        read_pose(str(path))
+    np.save(path, some_points(17))
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:40], b"PK\x03\x04 not a zip", b"[[1, 2]]", whole.replace(b"17", b"1e")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"pose.npy: not a whole \.npy file"):
+            read_pose(str(path))
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"not a whole \.npy file"):
+        read_pose(str(path))
+    np.savez(tmp_path / "archive.npz", some_points(17))
+    (tmp_path / "archive.npz").rename(path)
+    with pytest.raises(UserError, match="one array, found an archive"):
+        read_pose(str(path))
+    np.save(path, some_points(17) * np.nan)
+    with pytest.raises(UserError, match=r"pose\.npy: joints must be finite"):
+        read_pose(str(path))
+    np.save(path, np.zeros((0, 17, 3)))
+    with pytest.raises(UserError, match=r"found \(0, 17, 3\)"):
+        read_pose(str(path))
 
 
 def test_a_row_of_an_annotation_file_is_a_pose() -> None:
@@ -158,5 +298,21 @@ def test_a_row_of_an_annotation_file_is_a_pose() -> None:
     assert read_pose(f"{path}#{name}")[0].tolist() == [40, 98]
     with pytest.raises(UserError, match="no row named 'nobody'"):
         read_pose(f"{path}#nobody")
-    with pytest.raises(UserError, match=r"must be an OpenPose \.json file"):
+    with pytest.raises(UserError, match=r"must be a \.json or \.npy file"):
         read_pose("pose.txt")
+
+
+def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "poses.md").read_text()
+    table = [line for line in page[page.index("| to |") :].splitlines() if line.startswith("| ")]
+    header, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
+    assert header[2:] == [
+        "BODY_25 (25)",
+        "COCO (17), COCO-WholeBody (133)",
+        "MediaPipe (33)",
+    ]
+    assert [(int(to), joint) for to, joint, *_ in rows] == list(enumerate(JOINTS))
+    for column, layouts in enumerate([(25,), (17, 133), (33,)], start=2):
+        entries = [tuple(map(int, re.findall(r"\d+", row[column]))) for row in rows]
+        for joints in layouts:
+            assert entries == [j if isinstance(j, tuple) else (j,) for j in LAYOUTS[joints]]

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import micro_model
@@ -11,9 +12,10 @@ from PIL import Image
 from references import DATA, noise, relative_error
 
 import cfld
+from cfld.files import UserError
 from cfld.model import CFLD, Conditions
 from cfld.sample import guidance, main, sample, to_pictures
-from cfld.scheduler import Scheduler
+from cfld.scheduler import SAMPLERS, Scheduler
 
 CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"
 NAMES = [line.split(":")[0] for line in CSV.read_text().splitlines()[1:]]
@@ -66,15 +68,52 @@ def test_sampling_equals_the_three_row_loop_written_out() -> None:
     assert relative_error(ours, vae.decode(latents).clamp(-1, 1)) <= 1e-4
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_is_the_same_alone_and_in_a_batch(sampler: str) -> None:
     model, vae = micro_model()
     source, poses = noise(1, 3, 32, 32), noise(3, 21, 32, 32, seed=1)
     seeds = lambda *numbers: [torch.Generator().manual_seed(i) for i in numbers]  # noqa: E731
-    together = sample(model, vae, Scheduler(), source, poses, steps=3, generator=seeds(5, 6, 7))
-    alone = sample(model, vae, Scheduler(), source, poses[1:2], steps=3, generator=seeds(6))
+    together = sample(model, vae, Scheduler(), source, poses, steps=3, sampler=sampler, generator=seeds(5, 6, 7))
+    alone = sample(model, vae, Scheduler(), source, poses[1:2], steps=3, sampler=sampler, generator=seeds(6))
     assert relative_error(together[1:2], alone) <= 1e-4
-    again = sample(model, vae, Scheduler(), source, poses, steps=3, generator=seeds(5, 6, 7))
+    again = sample(model, vae, Scheduler(), source, poses, steps=3, sampler=sampler, generator=seeds(5, 6, 7))
     assert torch.equal(together, again)
+
+
+@torch.no_grad()
+def test_the_loop_gives_a_sampler_what_it_predicted_before() -> None:
+    model, vae = micro_model()
+    sources, poses = inputs(model)
+    settings = {"pose_scale": 1.0, "appearance_scale": 1.0}
+    scheduler, conditions = Scheduler(), model.condition(sources, poses)
+    for sampler, step in (("dpm++", scheduler.dpmpp_step), ("unipc", scheduler.unipc_step)):
+        g = torch.Generator().manual_seed(3)
+        ours = sample(model, vae, scheduler, sources, poses, steps=4, sampler=sampler, generator=g, **settings)
+        latents, past = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), []
+        for t, t_next in ((999, 749), (749, 500), (500, 250), (250, -1)):
+            eps = model(latents, torch.tensor([t, t]), conditions)
+            before, latents = latents, step(latents, eps, t, t_next, past=past)
+            past.append((t, scheduler.clean_latents(before, eps, t)))
+        assert relative_error(ours, vae.decode(latents).clamp(-1, 1)) <= 1e-4
+    with pytest.raises(UserError, match=r"one of ddpm, ddim, dpm.., unipc, found 'euler'"):
+        sample(model, vae, scheduler, sources, poses, sampler="euler")
+
+
+@torch.no_grad()
+def test_guidance_acts_within_its_interval_and_the_full_row_stands_alone_elsewhere() -> None:
+    model, vae = micro_model()
+    paint = lambda **settings: sample(  # noqa: E731
+        model, vae, Scheduler(), *inputs(model), steps=4, generator=torch.Generator().manual_seed(3), **settings
+    )
+    rows = []
+    handle = model.unet.register_forward_pre_hook(lambda module, args: rows.append((int(args[1][0]), len(args[0]))))
+    inner = paint(guidance_interval=(251, 501))
+    assert rows == [(751, 2), (501, 4), (251, 4), (1, 2)]  # two pictures, and two rows of Eq. 7 at 2.0/2.0
+    handle.remove()
+    guided, plain = paint(), paint(pose_scale=1.0, appearance_scale=1.0)
+    assert torch.equal(paint(guidance_interval=(0, 999)), guided)
+    assert torch.equal(paint(guidance_interval=(2, 250)), plain)
+    assert relative_error(inner, guided) > 1e-3 and relative_error(inner, plain) > 1e-3
 
 
 def test_pictures_are_rounded_clamped_and_of_the_size_asked_for() -> None:
@@ -115,6 +154,26 @@ def test_the_command_writes_the_same_picture_for_the_same_seed(micro_folder: Pat
     assert run(micro_folder, tmp_path / "c.png", *pose, "--seed", 2) == 0
     a, b, c = (Image.open(tmp_path / f"{name}.png") for name in "abc")
     assert a.size == (176, 256) and a.tobytes() == b.tobytes() != c.tobytes()
+
+
+def test_the_command_takes_a_sampler_and_a_guidance_interval(micro_folder: Path, tmp_path: Path) -> None:
+    pictures = set()
+    pose = ("--pose", f"{CSV}#{NAMES[1]}", "--steps", 3)
+    for i, more in enumerate([(), *(("--sampler", name) for name in SAMPLERS), ("--guidance-interval", 0, 500)]):
+        assert run(micro_folder, tmp_path / f"{i}.png", *pose, *more) == 0
+        pictures.add(Image.open(tmp_path / f"{i}.png").tobytes())
+    assert len(pictures) == 5  # without options it is ddpm
+
+
+def test_the_command_paints_a_chosen_person_of_an_estimators_file(micro_folder: Path, tmp_path: Path) -> None:
+    annotated = cfld.pose.read_annotations(CSV)[NAMES[1]]
+    sure = np.concatenate([annotated[:, ::-1] * 2, np.full((18, 1), 0.9)], axis=1)  # in a picture of 352x512
+    doubtful = np.array([[300, 400, 0.2]] + [[0, 0, 0]] * 17)
+    np.save(tmp_path / "people.npy", [doubtful, np.where(annotated.min(axis=1, keepdims=True) < 0, doubtful, sure)])
+    estimated = ("--pose", tmp_path / "people.npy", "--pose-size", "352x512", "--person", 1, "--min-confidence", 0.5)
+    assert run(micro_folder, tmp_path / "a.png", *estimated) == 0
+    assert run(micro_folder, tmp_path / "b.png", "--pose", f"{CSV}#{NAMES[1]}") == 0
+    assert Image.open(tmp_path / "a.png").tobytes() == Image.open(tmp_path / "b.png").tobytes()
 
 
 def test_the_command_paints_with_the_bundled_model_unless_told_otherwise(
@@ -177,3 +236,13 @@ def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_pat
     (tmp_path / "p.json").write_text(json.dumps(points))
     fails(main, "--model", micro_folder, *photo, "--pose", tmp_path / "p.json", "--out", tmp_path / "q.png",
           words=["p.json", "--pose-size"])  # fmt: skip
+    people = ["--pose", tmp_path / "p.npy"]
+    np.save(tmp_path / "p.npy", np.full((2, 17, 3), 0.4) * [100, 100, 1])
+    fails(main, "--model", micro_folder, *photo, *people, "--out", tmp_path / "q.png", "--person", 2,
+          words=["p.npy", "--person must be within 0 .. 1, found 2"])  # fmt: skip
+    fails(main, "--model", micro_folder, *photo, *people, "--out", tmp_path / "q.png", "--min-confidence", 0.5,
+          words=["p.npy", "no joint", "--min-confidence"])  # fmt: skip
+    fails(main, "--model", micro_folder, *photo, *people, "--out", tmp_path / "q.png", "--min-confidence", 30,
+          words=["--min-confidence must be within 0 .. 1, found 30"])  # fmt: skip
+    fails(main, "--model", micro_folder, *photo, *people, "--out", tmp_path / "q.png", "--guidance-interval", 9, 5,
+          words=["--guidance-interval", "found 9 5"])  # fmt: skip
