@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
-VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 200 --decay-at 0.7 --ema 0.998 --kl 3e-7"
+VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
 CFLD = "--batch 16 --steps 30000 --lr 4e-4 --warmup 500 --decay-at 0.85 --ema 0.9995"
 LOGS = "--save-every 250 --sample-every 1000 --resume"
 

@@ -74,9 +74,11 @@ from cfld.model import CFLD, Conditions, load, load_vae_alone, save
 from cfld.pose import FRAME, pose_maps
 from cfld.sample import check_steps, denoise, picture_grid, sample, to_pictures
 from cfld.scheduler import Scheduler
-from cfld.vae import VAE
+from cfld.unet import ResBlock, SpatialTransformer, UNet
+from cfld.vae import VAE, SpatialAttention
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
+FIRST_LOGVAR = -8.0  # of the VAE stage's posterior
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
@@ -106,7 +108,7 @@ class TrainConfig:
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
-    kl: float = option(1e-6, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
+    kl: float = option(1e-9, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
     clip: float = option(0.0, "longest gradient (its norm over all weights), such as 1; 0: any, as in the paper")
     ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
     seed: int = option(0, "seed of everything random")
@@ -273,13 +275,15 @@ def base_loss(
 
 
 def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
-    """Absolute error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a batch."""
+    """Absolute and squared error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a
+    batch."""
     images = to_range(batch.images)
     mean, logvar = vae.moments(images)
     mean, logvar = mean.float(), logvar.float()
     latents = vae.sample(mean, logvar, draws.vae_noise)
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    return F.l1_loss(vae.decode(latents).float(), images) + kl_weight * kl
+    errors = vae.decode(latents).float() - images
+    return errors.abs().mean() + errors.square().mean() + kl_weight * kl
 
 
 class Objective(nn.Module):
@@ -418,11 +422,31 @@ def architecture(options: TrainConfig) -> CFLDConfig:
     return config
 
 
+def begin_at_identity(module: nn.Module) -> None:
+    """Initialise what trains from nothing: every residual block begins as its skip (Dhariwal and Nichol, 2021), and
+    convolutions keep the size of what they get and add nothing. With torch's own initialisation their biases drown it:
+    the VAE then needs ten times as many steps until it sees colours (docs/tiny.md)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, ResBlock | SpatialAttention | SpatialTransformer | UNet):
+            last = next(getattr(part, n) for n in ("conv2", "to_out", "proj_out", "conv_out") if hasattr(part, n))
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
 def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     """The modules to train from: of --init where it has them, fresh from the seed where it has not."""
     torch.manual_seed(options.seed)
     if options.stage == "vae":
-        return None, VAE(config.vae)
+        vae = VAE(config.vae)
+        begin_at_identity(vae)
+        with torch.no_grad():
+            vae.encoder.to_moments.bias[config.vae.latent_channels :] = FIRST_LOGVAR  # type: ignore[index]
+        return None, vae
     if options.init is None:
         raise UserError(
             "--stage cfld needs --init DIR: a model folder of public weights (python -m cfld.convert init), "
@@ -439,7 +463,10 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             f"cannot start from nothing; make the folder with python -m cfld.convert init"
         )
     tqdm.write(f"{options.init} holds a VAE alone: everything else starts from seed {options.seed}")
-    return CFLD(config), load_vae_alone(options.init)
+    model = CFLD(config)
+    for part in (model.unet, model.pose_adapter):
+        begin_at_identity(part)
+    return model, load_vae_alone(options.init)
 
 
 def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
