@@ -6,9 +6,7 @@ No public weights are needed: files of random weights stand in for them, in the 
 docs/full_size.md.
 """
 
-import datetime
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import machine_line
 
 from cfld import VAE, Swin, UNet
 from cfld.convert import in_layout, layout_of
@@ -49,13 +48,6 @@ def measure(module: str, *options: str | Path) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 2**20
 
 
-def cpu_name() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
-
-
 def main() -> None:
     shutil.rmtree(RUN, ignore_errors=True)
     public_files()
@@ -81,7 +73,7 @@ def main() -> None:
         "Made by `python benchmarks/full_size.py`: random weights at full width, each row a fresh process, loading and",
         "saving included.",
         "",
-        f"{cpu_name()}, torch {torch.__version__}, {datetime.date.today()}.",
+        machine_line(),
         "",
         "| what | seconds | peak GiB |",
         "|---|---|---|",

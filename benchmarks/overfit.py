@@ -9,12 +9,12 @@ reconstruction (the floor), of the results, and of results whose sources were ex
 """
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from machine import machine
 from PIL import Image
 
 from cfld import Scheduler, load
@@ -94,10 +94,8 @@ def main() -> None:
     numbers = {"vae": error(floor), "result": error(results), "exchanged": error(exchanged)}
     numbers["result / vae"] = numbers["result"] / numbers["vae"]
     numbers["exchanged / vae"] = numbers["exchanged"] / numbers["vae"]
-    facts = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
-    (ROOT / "docs" / "overfit.json").write_text(
-        json.dumps(facts | {k: round(v, 4) for k, v in numbers.items()}, indent=2) + "\n"
-    )
+    facts = {name: round(x, 4) for name, x in numbers.items()} | {"made": machine()}
+    (ROOT / "docs" / "overfit.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps(numbers, indent=2))
 
     columns = [to_pictures(x, (192, 132)) for x in (sources, poses[:, :3] * 2 - 1, targets, floor, results, exchanged)]

@@ -19,14 +19,11 @@ Letters in shapes: N pairs, H side of an image, S side of a source image, M pixe
 """
 
 import argparse
-import datetime
 import hashlib
 import importlib.util
 import itertools
 import json
 import multiprocessing
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -470,21 +468,6 @@ def table(rows: Numbers) -> str:
         cells = {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in row.items()}
         lines.append(f"{name:20}" + "".join(f"{cells.get(title, ''):>{width}}" for title, width in widths.items()))
     return "\n".join(lines)
-
-
-def machine() -> Numbers:
-    """Where and when the numbers were made."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
-        "date": str(datetime.date.today()),
-    }
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Photos in DeepFashion In-shop's layout: preparing a folder, and the pairs that train and test the method.
 
     python -m cfld.data prepare ROOT             flattens ROOT/MEN and ROOT/WOMEN, checks lists, pairs, annotations
+    python -m cfld.data pairs ROOT               makes the same of your own photos in a folder a person
     python -m cfld.data cache ROOT --model DIR   encodes every training photo once, so that training need not
 
 Wherever a folder is asked for, people:2000x4 stands for 2,000 embedded people in 4 poses each, drawn when they are
@@ -15,9 +16,9 @@ Letters in shapes: B pairs, S side of a source image, H side of an image for the
 import hashlib
 import os
 import re
-import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import permutations
 from pathlib import Path
@@ -39,6 +40,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    link,
     pick_device,
     read_image,
     read_json,
@@ -47,9 +49,11 @@ from cfld.files import (
     write_tensors,
 )
 from cfld.model import load_vae_alone
-from cfld.pose import read_annotations
+from cfld.pose import read_annotations, read_pose
 
 SPLITS = ("train", "test")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
 def flat_name(path: Path) -> str:
@@ -94,15 +98,6 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def link(source: Path, target: Path) -> None:
-    """Make target the same file as source where the disk can, a copy where it cannot."""
-    with atomic(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-
-
 def prepare(root: Path) -> dict[str, int]:
     """Flatten the tree of photos and check that everything the files name is there.
 
@@ -133,6 +128,98 @@ def prepare(root: Path) -> dict[str, int]:
         counts[f"{split} photos"] = len(names)
         counts[f"{split} photos without annotation"] = len(set(names) - annotations.keys())
         counts[f"{split} pairs"] = len(pairs)
+    return counts
+
+
+# Photos of one's own. ------------------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file of these lines, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
+    """Put a photo where training looks for it, upright -> its keypoints (18, 2), of the .json or .npy file beside it.
+    Raises UserError."""
+    joints = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
+    if joints is None:
+        raise UserError(f"{path}: must have a file of joints beside it, {path.stem}.json or .npy")
+    photo = read_image(path, upright=True)
+    keypoints = read_pose(str(joints), (photo.height, photo.width), min_confidence=min_confidence)
+    with Image.open(path) as stored:
+        turned = stored.getexif().get(ORIENTATION, 1) != 1
+    if turned:
+        with atomic(target) as temporary:
+            photo.save(temporary, quality=95)
+    else:
+        link(path, target)
+    return keypoints
+
+
+def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str, int]:
+    """Make of root/PERSON/photo.jpg, with joints in root/PERSON/photo.json or .npy, what prepare() makes of
+    DeepFashion: lists, all ordered pairs of a person's photos, annotations. The last people by name are the test split.
+
+    A photo without usable joints is named and left out. Returns counts by name. Raises UserError if nothing is left,
+    and if the lists are there already.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; it must hold a folder of photos a person")
+    if not 0 <= test_share < 1:
+        raise UserError(f"--test-share must be within 0 .. 1, below 1, found {test_share}")
+    folders = [root / f"{split}_highres" for split in SPLITS]
+    if (root / "train.lst").exists():
+        raise UserError(
+            f"{root}/train.lst already exists: to make the lists anew, remove the .lst and .csv files, train_highres "
+            f"and test_highres, if this command made them"
+        )
+    people_photos = {
+        folder: [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES]
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and folder not in folders and not folder.name.startswith(".")
+    }
+    people_photos = {folder: photos for folder, photos in people_photos.items() if photos}
+    tested = round(len(people_photos) * test_share) or int(test_share > 0 and len(people_photos) > 1)
+    counts = {"people": len(people_photos), "photos left out": 0}
+    annotations: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
+    pairs: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    first_reason = ""
+    for number, (folder, photos) in enumerate(tqdm(people_photos.items(), desc=str(root), unit="person")):
+        split = "test" if number >= len(people_photos) - tested else "train"
+        names = []
+        for path in photos:
+            name = f"{folder.name}--{path.name}"
+            if set(name) & set(",:#\n\r") or name in annotations[split]:
+                raise UserError(f"{path}: names must be unique and hold none of , : # and line ends: rename it")
+            try:
+                annotations[split][name] = own_photo(path, root / f"{split}_highres" / name, min_confidence)
+                names.append(name)
+            except UserError as error:
+                counts["photos left out"] += 1
+                first_reason = first_reason or str(error)
+                tqdm.write(f"left out: {error}")
+        pairs[split] += permutations(names, 2)
+    if not pairs["train"]:
+        raise UserError(
+            f"{root} must hold a folder a person with two photos or more, each with its joints, and found none for "
+            f"training in {len(people_photos)} folders; the first that was left out: {first_reason or 'none'}"
+        )
+    if tested and not pairs["test"]:
+        raise UserError(
+            f"{root}: the last {tested} people, the test split, must have two photos with joints, and have not; "
+            f"give --test-share 0, or another share"
+        )
+    for split in SPLITS if tested else SPLITS[:1]:
+        rows = [
+            f"{name}: {joints[:, 0].round(2).tolist()}: {joints[:, 1].round(2).tolist()}"
+            for name, joints in annotations[split].items()
+        ]
+        write_lines(root / f"fasion-resize-annotation-{split}.csv", ["name:keypoints_y:keypoints_x", *rows])
+        write_lines(root / f"fasion-resize-pairs-{split}.csv", ["from,to", *map(",".join, pairs[split])])
+        write_lines(root / f"{split}.lst", annotations[split])
+        counts |= {f"{split} photos": len(rows), f"{split} pairs": len(pairs[split])}
     return counts
 
 
@@ -389,7 +476,7 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
     paths = shards(out, len(pairs.photos))
     done = sum(path.is_file() for path in paths) * SHARD
     bar = tqdm(total=len(pairs.photos), initial=min(done, len(pairs.photos)), unit="photo", desc=str(out))
-    with bar, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with bar:
         for number, path in enumerate(paths):
             if path.is_file():
                 continue
@@ -398,7 +485,8 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
             moments: list[Tensor] = []
             for first in range(0, len(names), 8):
                 small, large = zip(*(pairs.photo(name) for name in names[first : first + 8]), strict=True)
-                mean, logvar = vae.moments(to_range(torch.stack(large).to(device)))
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    mean, logvar = vae.moments(to_range(torch.stack(large).to(device)))
                 source_images += small
                 moments.append(torch.cat([mean, logvar], dim=1).half().cpu())
                 bar.update(len(small))
@@ -435,23 +523,40 @@ class StepOrder(Sampler[list[int]]):
         return self.stop - self.start
 
 
-def step_batches(dataset: Pairs | DescribedPairs, order: StepOrder, workers: int) -> DataLoader[Pair]:
-    """An iterable of one Batch a step of the order."""
-    return DataLoader(
+def ignore_signals(worker: int) -> None:
+    """A worker stops when its parent does: a signal to all processes must not take the photos from one that saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def step_batches(dataset: Pairs | DescribedPairs, order: StepOrder, workers: int) -> Generator[Batch]:
+    """One Batch a step of the order. Closing the iterator ends its workers, and so does an error."""
+    loader: DataLoader[Pair] = DataLoader(
         dataset,
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if workers:  # an error's traceback keeps them alive, and SIGTERM, by which Python ends them at exit, does not
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.data", __doc__)
-    commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | cache")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | pairs | cache")
     sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
     sub.add_argument("root", metavar="ROOT", type=Path)
+    sub = commands.add_parser("pairs", help="make lists, pairs and annotations of photos in a folder a person")
+    sub.add_argument("root", metavar="ROOT", type=Path)
+    sub.add_argument("--test-share", type=float, default=0.1, help="share of the people, the last, that are held out")
+    sub.add_argument("--min-confidence", type=float, default=0.0, help="joints of a lower score are missing")
     sub = commands.add_parser("cache", help="encode every training photo once; continues what was interrupted")
     sub.add_argument("root", metavar="ROOT", type=Path)
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
@@ -463,7 +568,10 @@ def main(argv: list[str] | None = None) -> None:
         out = options.out or options.root / "cache"
         write_cache(options.root, options.model, out, pick_device(options.device), PRECISIONS[options.precision])
         return
-    counts = prepare(options.root)
+    if options.command == "pairs":
+        counts = make_pairs(options.root, options.test_share, options.min_confidence)
+    else:
+        counts = prepare(options.root)
     width = max(len(f"{count:,}") for count in counts.values())
     for name, count in counts.items():
         print(f"{count:{width},} {name}")

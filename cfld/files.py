@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -72,6 +73,15 @@ def pick_device(name: str | None) -> torch.device:
 
 
 @contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Raise UserError that names the path if the block cannot write: on a full disk, for one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error}): make room, or choose another folder") from None
+
+
+@contextlib.contextmanager
 def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside the target for a file or folder; rename it to the target if the block succeeds,
     remove it if not. A file at the target is replaced in one step; a folder at the target is an error at once, unless
@@ -79,25 +89,46 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() and not replace_folder:
         raise UserError(f"{path} already exists: choose another name or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        if temporary.is_file():
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        if path.is_dir():
-            aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_file():
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            if path.is_dir():
+                aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                shutil.rmtree(aside)
+            else:
+                os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that could not be made
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what atomic() has left in a folder when it was killed."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+\.(old|tmp(\.\w+)?)", path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def link(source: Path, target: Path) -> None:
+    """Make target the same file as source where the disk can, a copy where it cannot."""
+    with atomic(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def refuse_overwrite(path: str | Path, force: bool) -> None:
@@ -214,7 +245,4 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
-        try:
-            save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:  # a full disk, for one
-            raise UserError(f"{path} cannot be written ({error}): make room, or choose another folder") from None
+        save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)

@@ -4,7 +4,9 @@
     python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
     python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
     python -m cfld.train --preset tiny --init RUN_VAE/model --data people:2000x4 --out RUN     (embedded people)
-    python -m cfld.train --out RUN --resume
+    python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
+    python -m cfld.train --dry-run ...                            what it needs of memory and time
+    python -m cfld.train --plot RUN                               the curves of its log, as RUN/plot.png
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training, its batch divided among 8 processes
 
 The paper's base, Stable Diffusion, paints people from words. --stage base makes such a UNet for embedded people, from
@@ -24,13 +26,19 @@ import hashlib
 import json
 import math
 import os
+import re
+import resource
 import shutil
+import signal
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -39,6 +47,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
@@ -63,22 +72,30 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    link,
     pick_device,
     read_json,
     read_safetensors,
+    remove_leftovers,
     save_image,
     write_json,
     write_tensors,
+    writing,
 )
+from cfld.hga import HGABlock
 from cfld.model import CFLD, Conditions, load, load_vae_alone, save
+from cfld.plot import plot
 from cfld.pose import FRAME, pose_maps
+from cfld.prd import PRDBlock
 from cfld.sample import check_steps, denoise, picture_grid, sample, to_pictures
 from cfld.scheduler import Scheduler
-from cfld.unet import ResBlock, SpatialTransformer, UNet
+from cfld.swin import SwinBlock
+from cfld.unet import ResBlock, SpatialTransformer, TransformerBlock, UNet
 from cfld.vae import VAE, SpatialAttention
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
 FIRST_LOGVAR = -8.0  # of the VAE stage's posterior
+HELD_OUT, NO_STEP = 64, 2**31  # pairs of the held-out loss, and the step whose draws they take
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
@@ -108,6 +125,9 @@ class TrainConfig:
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
+    noise_offset: float = option(
+        0.0, "also add this times one normal number a channel to the noise, such as 0.1; 0: none"
+    )
     kl: float = option(1e-9, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
     clip: float = option(0.0, "longest gradient (its norm over all weights), such as 1; 0: any, as in the paper")
     ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
@@ -115,22 +135,31 @@ class TrainConfig:
     precision: str = option(
         "bf16", "of products and convolutions; weights that train stay fp32", choices=tuple(PRECISIONS)
     )
+    checkpointing: str = option("none", "what is computed again in the backward, to save memory: attention and its "
+                                "feed-forward, or every block", choices=("none", "attention", "all"))  # fmt: skip
+    compile: bool = option(False, "torch.compile the UNet: faster after some minutes, and not bit for bit the same")
+    channels_last: bool = option(False, "keep maps with the channels last in memory, as some GPUs like it")
     workers: int | None = option(None, "processes that read photos (default: 4 with CUDA, none without)")
     save_every: int = option(1000, "steps between checkpoints; 0: at the end alone")
     keep: int = option(2, "how many of the latest checkpoints to keep")
     sample_every: int = option(1000, "steps between sample grids; 0: none")
     sample_steps: int = option(50, "DDPM steps of a sample grid")
     log_every: int = option(10, "steps between lines of log.jsonl; 0: none")
+    eval_every: int = option(0, "steps between looks at the held-out loss; the checkpoint where it is least is kept as "
+                                "checkpoints/best.safetensors; 0: none")  # fmt: skip
+    timeout: float = option(30, "of several processes: minutes after which one that hears nothing of another gives up")
     device: str | None = option(None, "cuda, cpu, ... (default: the best there is)")
 
     def __post_init__(self) -> None:
         positive = {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, "sample_steps": 1, "warmup": 0, "workers": 0,
-                    "save_every": 0, "sample_every": 0, "log_every": 0, "seed": 0, "lr": 0, "epochs": 0,
-                    "min_snr": 0, "kl": 0, "clip": 0}  # fmt: skip
+                    "save_every": 0, "sample_every": 0, "log_every": 0, "eval_every": 0, "seed": 0, "lr": 0,
+                    "epochs": 0, "min_snr": 0, "noise_offset": 0, "kl": 0, "clip": 0}  # fmt: skip
         for name, least in positive.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+        if not self.timeout > 0:
+            raise UserError(f"--timeout must be more than 0 minutes, found {self.timeout}")
         for name in ("ema", "decay_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
@@ -163,8 +192,9 @@ class TrainConfig:
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
-FREE_ON_RESUME = {"init", "data", "cache", "out", "steps", "epochs", "accumulate", "workers", "save_every", "keep",
-                  "sample_every", "sample_steps", "log_every", "device"}  # fmt: skip
+FREE_ON_RESUME = {"init", "data", "cache", "out", "steps", "epochs", "accumulate", "checkpointing", "workers",
+                  "save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every", "timeout",
+                  "device"}  # fmt: skip
 
 
 # The objective. ------------------------------------------------------------------------------------------------------
@@ -179,13 +209,13 @@ class Draws:
     timesteps: Tensor  # (2B,) uniform
     drops: Tensor  # (2B,) uniform
     vae_noise: Tensor  # (2B, 4, h, w) normal
-    noise: Tensor  # (2B, 4, h, w) normal
+    noise: Tensor  # (2B, 4, h, w) normal, with --noise-offset shifted a channel at a time
 
     def to(self, device: str | torch.device) -> "Draws":
         return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
-def draw_step(seed: int, step: int, places: range, config: CFLDConfig) -> Draws:
+def draw_step(seed: int, step: int, places: range, config: CFLDConfig, noise_offset: float = 0.0) -> Draws:
     """The draws of the pairs at these places of the global batch: each from a generator of its own."""
     size = config.image_size // config.vae.factor
     latents = (2, config.unet.latent_channels, size, size)
@@ -194,7 +224,10 @@ def draw_step(seed: int, step: int, places: range, config: CFLDConfig) -> Draws:
         g = seeded(seed, step, place)
         scalars = torch.rand(5, generator=g)
         depth = torch.rand(2 * sum(config.swin.depths), generator=g)
-        pairs.append((scalars, depth, torch.randn(latents, generator=g), torch.randn(latents, generator=g)))
+        vae_noise, noise = torch.randn(latents, generator=g), torch.randn(latents, generator=g)
+        if noise_offset:  # drawn last: the other draws are the same with and without it
+            noise = noise + noise_offset * torch.randn((*latents[:2], 1, 1), generator=g)
+        pairs.append((scalars, depth, vae_noise, noise))
     scalars, depth, vae_noise, noise = (torch.stack(x) for x in zip(*pairs, strict=True))
 
     def rows(x: Tensor) -> Tensor:
@@ -349,6 +382,7 @@ class State:
     config: CFLDConfig
     base: str  # hash of what does not change
     step: int = 0  # steps done
+    best: float | None = None  # the least held-out loss so far
 
     def save(self, path: Path) -> None:
         """Write a checkpoint whole or not at all."""
@@ -363,7 +397,7 @@ class State:
                 f"the checkpoints before; begin anew with a lower --lr"
             )
         model, scaler = to_dict(self.config), self.scaler.state_dict()
-        facts = {"step": self.step, "base": self.base, "scaler": scaler, "model": model}
+        facts = {"step": self.step, "base": self.base, "scaler": scaler, "model": model, "best": self.best}
         write_tensors(path, tensors, {"cfld": json.dumps(facts)})
 
     def restore(self, path: Path) -> None:
@@ -387,13 +421,15 @@ class State:
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[f"weights/{name}"])
                 if f"step/{name}" in tensors:
-                    self.optimizer.state[parameter] = {
-                        key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                    moments = {
+                        key: torch.empty_like(parameter).copy_(tensors[f"{key}/{name}"])  # as it lies in memory
+                        for key in ("exp_avg", "exp_avg_sq")
                     }
+                    self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"].to(parameter.device), **moments}
             for name, average in self.averages.items():
                 average.copy_(tensors[f"averages/{name}"])
         self.scaler.load_state_dict(facts["scaler"])
-        self.step = facts["step"]
+        self.step, self.best = facts["step"], facts.get("best")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -476,6 +512,35 @@ def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def checkpoint_blocks(module: nn.Module, level: str) -> None:
+    """Let blocks keep their inputs alone and compute the rest again in the backward (Chen et al., 2016): attention with
+    its feed-forward, or every block."""
+    attention = (TransformerBlock, SwinBlock, HGABlock, PRDBlock, SpatialAttention)
+    kinds = {"none": (), "attention": attention, "all": (*attention, ResBlock)}[level]
+    for block in module.modules():
+        if isinstance(block, kinds):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take of memory."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def memory(device: torch.device, peak: bool = False) -> int:
+    """The bytes that this process has in use on a device, or the most since they were last asked for."""
+    if device.type == "cuda":
+        if not peak:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux can forget the peak of loading
+        if not peak:
+            Path("/proc/self/clear_refs").write_text("5")
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def saved_options(out: Path) -> dict[str, Any]:
     """The options that a run folder was made with."""
     content = read_json(out / "config.json")
@@ -499,9 +564,10 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
     if resume is not None and (out / "config.json").is_file():
         saved = saved_options(out)
         for name, value in given.items():
-            if name not in FREE_ON_RESUME and saved.get(name) != value:
+            began = saved.get(name, getattr(TrainConfig, name))  # runs of older versions lack newer options
+            if name not in FREE_ON_RESUME and began != value:
                 raise UserError(
-                    f"--{name.replace('_', '-')} {value} differs from {saved.get(name)}, which {out} was begun with: "
+                    f"--{name.replace('_', '-')} {value} differs from {began}, which {out} was begun with: "
                     f"leave it out to go on, or choose another --out"
                 )
         if given.keys() & {"steps", "epochs"}:
@@ -526,9 +592,10 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
 class Run:
     """One training: what it needs, and the loop."""
 
-    def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False):
+    def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False, dry_run: bool = False):
         self.options, self.out = options, Path(options.out)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.writes = self.rank == 0 and not dry_run
         self.device = pick_device(options.device)
         if self.device == torch.device("cuda") and self.world > 1:
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -555,10 +622,11 @@ class Run:
             raise UserError(
                 f"--batch {options.global_batch} must not exceed the {len(self.pairs)} training pairs of {options.data}"
             )
-        steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
-        self.total = options.steps or max(
-            1, round((100 if options.epochs is None else options.epochs) * steps_an_epoch)
-        )
+        if options.eval_every and not self.has_test_split():
+            raise UserError(f"--eval-every needs pairs that are not trained on, found no test split in {options.data}")
+        self.steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
+        epochs = 100 if options.epochs is None else options.epochs
+        self.total = options.steps or max(1, round(epochs * self.steps_an_epoch))
         self.model, self.vae = build(options, self.config)
         self.scheduler = Scheduler(self.config.scheduler)
 
@@ -577,6 +645,11 @@ class Run:
             if frozen is not None:
                 shrink_frozen(frozen, self.dtype)
                 frozen.to(self.device)
+                if options.channels_last:
+                    frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                checkpoint_blocks(frozen, options.checkpointing)
+        if options.compile and self.model is not None:
+            self.model.unet.compile()
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if self.attribute_prompt is not None:
             self.attribute_prompt.to(self.device)
@@ -588,10 +661,13 @@ class Run:
         self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.attribute_prompt)
         if self.world > 1:
             self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
-        if force and not resume and self.rank == 0:
+        self.board: Any = None
+        self.stop: signal.Signals | None = None  # what somebody has asked this process to stop with
+        if force and not resume and self.writes:
             shutil.rmtree(self.out, ignore_errors=True)  # now that nothing else can be wrong
         self.wait()
-        self.resume(resume)
+        if not dry_run:
+            self.resume(resume)
 
     def wait(self) -> None:
         """Go on when all processes are here."""
@@ -621,13 +697,19 @@ class Run:
             )
         if self.state.step > self.total:
             raise UserError(f"--steps {self.total} must be at least the {self.state.step} that are done already")
-        if self.rank:
+        if not self.writes:
             return
+        for folder in (self.out, self.out / "checkpoints", self.out / "samples"):
+            remove_leftovers(folder)
         log_path = self.out / "log.jsonl"
         if log_path.is_file():  # forget what is done again, and a line that a kill cut short
             kept = [line for line in log_path.read_text().splitlines(True) if self.is_done(line)]
             with atomic(log_path) as temporary:
                 temporary.write_text("".join(kept))
+        with contextlib.suppress(ImportError):  # TensorBoard, if it happens to be installed
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.state.step + 1)
         options = dataclasses.asdict(self.options)
         write_json(
             self.out / "config.json", {"options": options, "model": to_dict(self.config), "base": self.state.base}
@@ -641,19 +723,30 @@ class Run:
 
     def train(self) -> None:
         """Train to the last step, then write the model folder."""
-        options, state = self.options, self.state
+        with self.heeding_signals():
+            self.loop(self.total)
+        if self.rank == 0:
+            self.write_model()
+        self.wait()
+
+    def loop(self, stop_at: int) -> None:
+        """The steps that are still to be done, up to this one."""
+        options = self.options
         workers = (4 if self.device.type == "cuda" else 0) if options.workers is None else options.workers
         share = options.global_batch // self.world
         places = range(self.rank * share, (self.rank + 1) * share)  # of this process in the global batch
-        order = StepOrder(len(self.pairs), options.global_batch, options.seed, state.step, self.total, places)
-        batches = step_batches(self.described(self.pairs), order, workers)
-        bar = tqdm(
-            batches, desc=options.stage, unit="step", initial=state.step, total=self.total, disable=self.rank > 0
-        )
+        order = StepOrder(len(self.pairs), options.global_batch, options.seed, self.state.step, stop_at, places)
+        with contextlib.closing(step_batches(self.described(self.pairs), order, workers)) as batches:
+            self.take_steps(batches, places, stop_at)
+
+    def take_steps(self, batches: Iterable[Batch], places: range, stop_at: int) -> None:
+        """A step with each of these batches, the pairs at these places of the global batches."""
+        options, state = self.options, self.state
+        bar = tqdm(batches, options.stage, self.total, initial=state.step, unit="step", disable=self.rank > 0)
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         losses: list[float] = []
         started, rows = time.perf_counter(), 0
-        for step, batch in zip(range(state.step, self.total), bar, strict=True):
+        for step, batch in zip(range(state.step, stop_at), bar, strict=True):
             # Learning rate: warm-up, constant, a tenth.
             lr = learning_rate(step, self.total, options)
             for group in state.optimizer.param_groups:
@@ -664,7 +757,8 @@ class Run:
             loss_sum, all_timesteps = 0.0, []
             for number, part in enumerate(batch.split(options.accumulate)):
                 first = places.start + number * len(part)
-                draws = draw_step(options.seed, step, range(first, first + len(part)), self.config).to(self.device)
+                mine = range(first, first + len(part))
+                draws = draw_step(options.seed, step, mine, self.config, options.noise_offset).to(self.device)
                 with self.exchange(with_part=options.accumulate - 1, now=number):
                     with autocast:
                         loss, timesteps = self.objective(part.to(self.device), draws)
@@ -673,7 +767,7 @@ class Run:
                         raise UserError(self.not_finite("loss", step, loss.item(), all_timesteps))
                     state.scaler.scale(loss / options.accumulate).backward()
                 loss_sum += loss.item() / options.accumulate
-            loss_sum = self.mean_of_processes(loss_sum)
+            loss_sum, stop = self.agree(loss_sum)
 
             # Step, unless a gradient is lost (in fp16 the scaler leaves such a step out and scales less).
             state.scaler.unscale_(state.optimizer)
@@ -690,25 +784,55 @@ class Run:
                 for name, average in state.averages.items():
                     average.lerp_(state.trained[name], 1 - decay)
 
-            # Log.
+            # Log, and try what it has learnt on pairs that it has not seen.
             losses.append(loss_sum)
             rows += 2 * options.global_batch
             bar.set_postfix(loss=f"{loss_sum:.4f}", refresh=False)
-            if self.rank:
-                continue
             if options.log_every and state.step % options.log_every == 0:
                 speed = rows / (time.perf_counter() - started)
                 self.log({"step": state.step, "loss": sum(losses) / len(losses), "lr": lr, "rows/s": speed})
                 losses, started, rows = [], time.perf_counter(), 0
+            best = bool(options.eval_every) and state.step % options.eval_every == 0 and self.evaluate()
 
-            # Checkpoint, and then a look at what it paints.
-            if state.step == self.total or (options.save_every and state.step % options.save_every == 0):
-                self.checkpoint()
+            # Checkpoint: in time, at the end, the best, and if somebody wants to stop. And look at what it paints.
+            due = options.save_every and state.step % options.save_every == 0
+            if due or best or stop or state.step == self.total:
+                self.checkpoint(best)
+            if stop:
+                self.leave(stop)
             if options.sample_every and state.step % options.sample_every == 0:
                 self.sample_grid()
-        if self.rank == 0:
-            self.write_model()
-        self.wait()
+
+    def try_out(self) -> None:
+        """Take two steps, of which the second is like all others, and say what a step needs. Writes nothing."""
+        before = memory(self.device)
+        self.loop(1)
+        started = time.perf_counter()
+        self.loop(2)
+        seconds = time.perf_counter() - started
+        modules = [m for m in (self.model, self.vae, self.attribute_prompt) if m is not None]
+        parameters = [p for m in modules for p in m.parameters()]
+        trained = list(self.state.trained.values())
+        moments = [x for state in self.state.optimizer.state.values() for x in state.values()]
+        parts = {
+            "weights": num_bytes(parameters),
+            "gradients": num_bytes(trained),
+            "optimiser": num_bytes(moments),
+            "averages": num_bytes(self.state.averages.values()),
+        }
+        peak = memory(self.device, peak=True)
+        parts["activations and the rest"] = max(peak - before - parts["gradients"] - parts["optimiser"], 0)
+        lines = {
+            "parameters": f"{sum(p.numel() for p in parameters):,}",
+            "that train": f"{sum(p.numel() for p in trained):,}",
+            **{name: f"{size / 2**30:,.3f} GiB" for name, size in parts.items()},
+            "all, a process": f"{sum(parts.values()) / 2**30:,.3f} GiB",
+            "steps an epoch": f"{self.steps_an_epoch:,}",
+            "a step": f"{seconds:,.3g} s",
+            f"{self.total:,} steps": f"{self.total * seconds / 3600:,.3g} h, without what is written and painted",
+        }
+        width = max(len(name) for name in lines)
+        self.say("\n".join(f"{name:{width}}  {value}" for name, value in lines.items()))
 
     def exchange(self, with_part: int, now: int) -> contextlib.AbstractContextManager[None]:
         """Let processes exchange gradients in the backward of one part of a step, and not in those before."""
@@ -716,13 +840,43 @@ class Run:
             return self.objective.no_sync()
         return contextlib.nullcontext()
 
-    def mean_of_processes(self, value: float) -> float:
-        """The mean of a number over all processes."""
+    def agree(self, loss: float) -> tuple[float, signal.Signals | None]:
+        """The mean of the loss over all processes, and whether one of them was asked to stop."""
         if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.item() / self.world
+            return loss, self.stop
+        total, asked = self.sum_of_processes(loss, self.stop is not None)
+        return total / self.world, (self.stop or signal.SIGTERM) if asked else None
+
+    def sum_of_processes(self, *values: float) -> list[float]:
+        """The sum of each number over all processes."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    @contextlib.contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C stop the loop after a step. A second Ctrl-C ends a lone process at once; torchrun
+        passes on the first, which a terminal sends to all, so there it means nothing."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.stop == number == signal.SIGINT and self.world == 1:
+                raise KeyboardInterrupt
+            self.stop = signal.Signals(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def leave(self, stop: signal.Signals) -> None:
+        """End all processes, now that the state is saved: with 128 + the signal's number, as a shell says it."""
+        self.wait()
+        again = f"python -m cfld.train --out {self.out} --resume goes on"
+        self.say(f"{stop.name}: saved {self.out} after step {self.state.step}; {again}")
+        raise SystemExit(128 + stop)
 
     def clip_gradients(self) -> float:
         """Shorten the gradient to options.clip, if that is asked for. Returns its norm before, 0 where fp16's scaler
@@ -745,15 +899,49 @@ class Run:
 
     def log(self, values: dict[str, float]) -> None:
         """Add a line to log.jsonl."""
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+        if not self.writes:
+            return
+        with writing(self.out / "log.jsonl"), open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
             rounded = {name: x if isinstance(x, int) else float(f"{x:.6g}") for name, x in values.items()}
             file.write(json.dumps(rounded) + "\n")
+        for name in values.keys() - {"step"}:
+            if self.board is not None:
+                self.board.add_scalar(name, values[name], values["step"])
 
-    def checkpoint(self) -> None:
-        """Save the state and forget the oldest checkpoints."""
-        self.state.save(self.out / "checkpoints" / f"step_{self.state.step:08d}.safetensors")
-        for path in checkpoints(self.out)[: -self.options.keep]:
-            path.unlink()
+    def evaluate(self) -> bool:
+        """Log the held-out loss: of the same pairs with the same draws each time, with the averages if there are any.
+        Returns whether it is the least so far."""
+        pairs = self.described(self.held_out())
+        count = min(HELD_OUT, len(pairs))
+        places = range(self.rank, count, self.world)
+        objective = getattr(self.objective, "module", self.objective)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        total = 0.0
+        with self.averaged(), autocast, torch.no_grad():
+            for place in places:
+                batch = collate([pairs[place * len(pairs) // count]]).to(self.device)
+                mine = range(place, place + 1)
+                draws = draw_step(self.options.seed, NO_STEP, mine, self.config, self.options.noise_offset)
+                total += objective(batch, draws.to(self.device))[0].item()
+        loss = self.sum_of_processes(total)[0] / count
+        self.log({"step": self.state.step, "held-out loss": loss})
+        better = math.isfinite(loss) and (self.state.best is None or loss < self.state.best)
+        if better:
+            self.state.best = loss
+        return better
+
+    def checkpoint(self, best: bool = False) -> None:
+        """Save the state, the best so far under that name as well, and forget the oldest checkpoints."""
+        if not self.writes:
+            return
+        path = self.out / "checkpoints" / f"step_{self.state.step:08d}.safetensors"
+        if best:  # first, so that a run that is killed in between finds it out again
+            self.state.save(path.with_name("best.safetensors"))
+            link(path.with_name("best.safetensors"), path)
+        else:
+            self.state.save(path)
+        for old in checkpoints(self.out)[: -self.options.keep]:
+            old.unlink()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -770,14 +958,18 @@ class Run:
         """The pairs, in the base stage with the attributes of their people."""
         return DescribedPairs(pairs) if self.options.stage == "base" else pairs
 
+    def has_test_split(self) -> bool:
+        """Whether there are pairs that are not trained on."""
+        return isinstance(self.pairs, PeoplePairs) or (Path(str(self.options.data)) / "test_highres").is_dir()
+
     def held_out(self) -> Pairs:
         """The pairs to look at: the test split, or the training split where there is no other."""
-        place = str(self.options.data)
-        tested = isinstance(self.pairs, PeoplePairs) or (Path(place) / "test_highres").is_dir()
-        return open_pairs(place, "test" if tested else "train", *self.sizes)
+        return open_pairs(str(self.options.data), "test" if self.has_test_split() else "train", *self.sizes)
 
     def sample_grid(self) -> None:
         """Write samples/step_*.png: source, pose, truth and result of the same held-out pairs from the same seeds."""
+        if not self.writes:
+            return
         pairs = self.described(self.held_out())
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
         batch = collate(chosen).to(self.device)
@@ -839,14 +1031,29 @@ class Run:
         return float(f"{1 / torch.cat(means).std().item():.5g}")
 
 
-def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, bool]:
-    """-> the options given on the command line by name, --resume and --force."""
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, beside the options of a training."""
+
+    resume: str | None
+    force: bool
+    dry_run: bool
+    finetune: str | None
+    plot: str | None
+
+
+def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], Request]:
+    """-> the options given on the command line by name, and what to do with them."""
     parser = command_parser("cfld.train", __doc__)
     for f in dataclasses.fields(TrainConfig):
+        flag = f"--{f.name.replace('_', '-')}"
+        if f.type is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=f.metadata["help"])
+            continue
         kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
         shown = "" if f.default is None else f" (default: {f.default})"
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}",
+            flag,
             type=kind,
             default=argparse.SUPPRESS,
             help=f.metadata["help"] + shown,
@@ -858,31 +1065,69 @@ def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], str | None, b
     parser.add_argument(
         "--force", action="store_true", help="start anew although --out holds a run; that run is removed"
     )
+    parser.add_argument("--finetune", metavar="DIR",
+                        help="start from this whole model folder: --init DIR with the architecture of DIR")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true",
+                        help="take two steps, say what they need of memory and time, and write nothing")  # fmt: skip
+    parser.add_argument("--plot", metavar="RUN", help="draw RUN/plot.png from a run's log, and do nothing else")
     given = vars(parser.parse_args(argv))
-    return given, given.pop("resume"), given.pop("force")
+    return given, Request(**{f.name: given.pop(f.name) for f in dataclasses.fields(Request)})
+
+
+def finetuned(given: dict[str, Any], folder: str) -> dict[str, Any]:
+    """--finetune DIR in terms of the other options: its weights, its architecture, and the preset of that size."""
+    if clash := sorted(given.keys() & {"init", "config"}):
+        raise UserError(f"--finetune {folder} says what --{clash[0]} would: leave one of the two out")
+    if not (Path(folder) / "model.safetensors").is_file():
+        raise UserError(f"--finetune {folder} must be a whole model folder, found no model.safetensors in it")
+    path = Path(folder) / "config.json"
+    widths = read_config(path).unet.channels
+    preset = next((name for name, config in PRESETS.items() if config.unet.channels == widths), TrainConfig.preset)
+    return {"preset": preset, "init": folder, "config": str(path)} | given
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    given, resume, force = parse_options(argv)
-    if "WORLD_SIZE" in os.environ:  # torchrun has started this process among others
-        on_cuda = given.get("device", "cuda").startswith("cuda") and torch.cuda.is_available()
-        if on_cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_cuda else "gloo")
-    options = settle_options(given, resume, force)
-    if dist.is_initialized():
-        dist.barrier()  # before one of them makes the folder that the others look for
-    run = Run(options, resume, force)
+    given, request = parse_options(argv)
+    if request.plot:
+        print(f"wrote {plot(Path(request.plot))}")
+        return
+    if request.finetune:
+        given = finetuned(given, request.finetune)
+    options = settle_options(given, request.resume, request.force or request.dry_run)
+    if "WORLD_SIZE" not in os.environ:
+        train(options, request)
+        return
+    on_cuda = (options.device or "cuda").startswith("cuda") and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(minutes=options.timeout))
+        dist.barrier()  # all have settled their options before one of them makes the folder that the others look for
+        train(options, request)
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or re.search("gloo|nccl", str(error), re.IGNORECASE)):
+            raise
+        raise UserError(
+            f"process {os.environ['RANK']} has lost another, or heard nothing of it for {options.timeout:g} minutes "
+            f"(--timeout): look for the error of that one, then go on with --resume; it was: {str(error)[:200]}"
+        ) from None
+
+
+def train(options: TrainConfig, request: Request) -> None:
+    """Say what is to be trained, and train it."""
+    run = Run(options, request.resume, request.force, request.dry_run)
     counted = sum(p.numel() for p in run.state.trained.values())
     run.say(
         f"{run.options.stage}: {counted:,} parameters train"
         f"{'' if run.model is None else f' (of the UNet: {run.config.unet_trainable})'}, "
         f"{run.total:,} steps of {run.options.global_batch} pairs, {run.world} x {run.device}"
     )
-    run.train()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if request.dry_run:
+        run.try_out()
+    else:
+        run.train()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """DeepFashion's layout: flattening, checking, pairs, and the order of training."""
 
+import json
 import os
 import shutil
 from itertools import chain
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import micro_model
 from PIL import Image
-from references import DATA
+from references import DATA, relative_error
 
 from cfld.data import (
     Cache,
@@ -25,7 +26,7 @@ from cfld.data import (
     step_batches,
     to_range,
 )
-from cfld.files import UserError
+from cfld.files import UserError, read_safetensors
 from cfld.model import save
 
 
@@ -237,6 +238,17 @@ def test_a_cache_gives_the_source_image_and_the_moments_of_every_photo(
     assert torch.allclose(cached[2].float(), moments, rtol=1e-3, atol=1e-3)
 
 
+def test_a_cache_in_the_default_precision_differs_by_its_rounding(
+    fashion: Path, micro_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    assert main(["cache", str(fashion), "--model", str(micro_folder), "--out", str(tmp_path / "bf16")]) == 0
+    (exact,), (rounded,) = (
+        [read_safetensors(p)[0]["moments"] for p in f.glob("shard*")] for f in (cache, tmp_path / "bf16")
+    )
+    assert len(exact) > 8  # more than one encoding
+    assert 0 < relative_error(rounded.float(), exact.float()) < 0.02
+
+
 def test_a_cache_is_continued_and_refused_if_it_is_of_another_vae_or_not_whole(
     fashion: Path, micro_folder: Path, cache: Path, tmp_path: Path, fails
 ) -> None:
@@ -252,3 +264,68 @@ def test_a_cache_is_continued_and_refused_if_it_is_of_another_vae_or_not_whole(
     save(other, micro_model()[0], micro_model(seed=9)[1], replace=True)
     fails(main, "cache", fashion, "--model", other, "--out", out, words=["vae", "another cache"])
     fails(main, "cache", fashion, "--model", other, "--out", other, words=["empty or a cache"])
+
+
+def own(root: Path, people: tuple[str, ...] = ("ann", "bob", "cem"), photos: int = 2) -> Path:
+    """Photos of one's own: a grey picture of 88x128 a photo and in it a nose, a neck and a wrist."""
+    for person in people:
+        (root / person).mkdir(parents=True)
+        for i in range(photos):
+            Image.new("RGB", (88, 128), (60 * i, 90, 90)).save(root / person / f"{i}.jpg")
+            joints = [0.0] * 54
+            joints[:6], joints[12:15] = [44, 20, 1, 44, 30 + i, 1], [80, 90, 0.2]
+            content = {"people": [{"pose_keypoints_2d": joints}]}
+            (root / person / f"{i}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_photos_of_ones_own_become_pairs_and_the_last_people_are_held_out(tmp_path: Path, capsys) -> None:
+    root = own(tmp_path / "mine")
+    assert main(["pairs", str(root), "--min-confidence", "0.5"]) == 0
+    assert "2 test pairs" in capsys.readouterr().out
+    train, test = (FashionPairs(root, split, 64, 32) for split in ("train", "test"))
+    ann, bob = ([f"{name}--{i}.jpg" for i in (0, 1)] for name in ("ann", "bob"))
+    assert train.pairs == [(ann[0], ann[1]), (ann[1], ann[0]), (bob[0], bob[1]), (bob[1], bob[0])]
+    assert {name for pair in test.pairs for name in pair} == {"cem--0.jpg", "cem--1.jpg"}
+    keypoints = train[0][4]  # of the second photo, in the frame of 256x176
+    assert keypoints[0].tolist() == [40, 88] and keypoints[1].tolist() == [62, 88]
+    assert (keypoints[2:] == -1).all()  # the wrist was doubtful
+    assert os.path.samefile(root / "ann" / "0.jpg", root / "train_highres" / "ann--0.jpg")
+
+
+def test_a_photo_that_was_taken_sideways_is_turned_as_its_joints_are(tmp_path: Path) -> None:
+    root = own(tmp_path / "mine", ("ann",))
+    turned = Image.new("RGB", (128, 88), (0, 0, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter: upright it is 88x128
+    turned.save(root / "ann" / "1.jpg", exif=exif)
+    assert main(["pairs", str(root), "--test-share", "0"]) == 0
+    with Image.open(root / "train_highres" / "ann--1.jpg") as photo:
+        assert photo.size == (88, 128)
+    assert not (root / "test_highres").exists()
+
+
+def test_photos_without_joints_are_left_out_by_name(tmp_path: Path, capsys, fails) -> None:
+    root = own(tmp_path / "mine", photos=3)
+    (root / "ann" / "2.json").unlink()
+    (root / "bob" / "2.json").write_text('{"people": []}')
+    assert main(["pairs", str(root)]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "ann/2.jpg: must have a file of joints" in output and "bob/2.json" in output and "2 photos left out" in output
+    )
+    assert len(FashionPairs(root, "train", 64, 32)) == 4
+    fails(main, "pairs", root, words=["train.lst already exists", "remove"])
+
+
+def test_photos_of_which_no_pair_can_be_made_are_one_line(tmp_path: Path, fails) -> None:
+    fails(main, "pairs", tmp_path / "nowhere", words=["no such folder"])
+    alone = own(tmp_path / "alone", photos=1)
+    fails(main, "pairs", alone, words=["two photos or more", "3 folders"])
+    fails(main, "pairs", alone, "--test-share", 1, words=["--test-share", "found 1"])
+    last = own(tmp_path / "last")
+    (last / "cem" / "1.json").unlink()
+    fails(main, "pairs", last, words=["test split", "--test-share 0"])
+    comma = own(tmp_path / "comma", ("ann, the first",))
+    fails(main, "pairs", comma, words=["ann, the first/0.jpg", "rename"])
+    assert not (last / "train.lst").exists()

@@ -60,7 +60,20 @@ def test_core_modules_know_nothing_of_config_data_or_commands(name: str) -> None
 
 
 def test_arrows_run_one_way() -> None:
-    order = ["files", "people", "pose", "metrics", *CORE, "config", "model", "data", "sample", "train", "convert"]
+    order = [
+        "files",
+        "plot",
+        "people",
+        "pose",
+        "metrics",
+        *CORE,
+        "config",
+        "model",
+        "data",
+        "sample",
+        "train",
+        "convert",
+    ]
     for name in order:
         package = ROOT / "cfld" / name
         for path in package.glob("*.py") if package.is_dir() else [package.with_suffix(".py")]:

@@ -1,19 +1,26 @@
 """The objective, and a loop that can be cut up, stopped and continued."""
 
 import dataclasses
+import errno
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import MICRO, micro_model
 from references import relative_error
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cfld.config import to_dict
@@ -21,7 +28,18 @@ from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.model import load
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
-from cfld.train import TrainConfig, draw_step, learning_rate, main, min_snr_weights, training_loss
+from cfld.train import (
+    NO_STEP,
+    TrainConfig,
+    checkpoint_blocks,
+    draw_step,
+    learning_rate,
+    main,
+    min_snr_weights,
+    training_loss,
+)
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -113,35 +131,38 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth_half_way() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(fashion: Path, tmp_path_factory: pytest.TempPathFactory, micro_folder: Path):
-    """Run the command on MICRO in a run folder of this name."""
+def argv(fashion: Path, tmp_path_factory: pytest.TempPathFactory, micro_folder: Path):
+    """The arguments that train MICRO in a run folder of this name."""
     root = tmp_path_factory.mktemp("runs")
 
-    def train(name: str, *more: object, init: Path | None = micro_folder) -> Path:
+    def arguments(name: str, *more: object, init: Path | None = micro_folder) -> list[str]:
         argv = ["--config", micro_folder / "config.json", "--data", fashion, "--out", root / name, "--batch", 4]
         argv += ["--init", init] if init else []
-        argv += [
-            "--precision",
-            "fp32",
-            "--lr",
-            1e-3,
-            "--warmup",
-            2,
-            "--sample-every",
-            0,
-            "--log-every",
-            1,
-            "--device",
-            "cpu",
-        ]
-        assert main([str(a) for a in [*argv, *more]]) == 0
-        return root / name
+        argv += ["--precision", "fp32", "--lr", 1e-3, "--warmup", 2, "--sample-every", 0, "--log-every", 1]
+        return [str(a) for a in [*argv, "--device", "cpu", *more]]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def run(argv):
+    """Run the command on MICRO in a run folder of this name."""
+
+    def train(name: str, *more: object, **others: Path | None) -> Path:
+        arguments = argv(name, *more, **others)
+        assert main(arguments) == 0
+        return Path(arguments[arguments.index("--out") + 1])
 
     return train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert not [name for name, x in theirs.items() if not torch.equal(ours[name], x)]
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -192,8 +213,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(run, whole: Path, fa
     shutil.rmtree(folder / "model")
     assert main(["--out", str(folder), "--resume"]) == 0  # everything else is in the run folder
     assert [line["step"] for line in logged(folder)] == [1, 2, 3, 4, 5, 6]
-    for name, x in weights(whole).items():
-        assert torch.equal(x, weights(folder)[name]), name
+    assert_same(weights(folder), weights(whole))
 
 
 def test_a_run_can_go_on_from_a_checkpoint_by_name_and_for_longer(run, whole: Path, tmp_path: Path) -> None:
@@ -377,8 +397,7 @@ def test_resuming_from_an_older_checkpoint_loses_nothing_later(run, tmp_path: Pa
         3,
     ]
     assert main([str(a) for a in [*again, "--sample-every", 0, "--device", "cpu"]]) == 0
-    for name, x in weights(folder).items():
-        assert torch.equal(x, weights(tmp_path / "new")[name]), name
+    assert_same(weights(tmp_path / "new"), weights(folder))
 
 
 def test_a_moved_init_can_be_named_on_resume(whole: Path, micro_folder: Path, tmp_path: Path, fails) -> None:
@@ -431,6 +450,7 @@ def test_an_unreadable_photo_is_one_line_in_a_worker_too(
     argv = ["--config", micro_folder / "config.json", "--init", micro_folder, "--data", tmp_path / "data", "--batch", 2]
     line = fails(main, *argv, "--out", tmp_path / "run", "--workers", 1, "--device", "cpu", words=[".jpg", "readable"])
     assert "Traceback" not in line
+    assert not multiprocessing.active_children()  # a worker that is left would keep the command from ending
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
@@ -487,9 +507,293 @@ def test_two_processes_train_as_one(run, fashion: Path, micro_folder: Path, tmp_
     argv += ["--precision", "fp32", "--warmup", 2, "--sample-every", 0, "--log-every", 1, "--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += ["-m", "cfld.train", *argv, "--out", tmp_path / "two", *steps]
-    done = subprocess.run([str(a) for a in launch], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    done = subprocess.run([str(a) for a in launch], env=ONE_THREAD, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = ([line["loss"] for line in logged(folder)] for folder in (tmp_path / "two", alone))
     assert ours == pytest.approx(theirs, rel=1e-5)
     first, second = weights(tmp_path / "two"), weights(alone)
     assert max(relative_error(first[name], second[name]) for name in second) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
+    argv, whole: Path, monkeypatch, capsys, name: str
+) -> None:
+    number = signal.Signals[name]
+
+    def ask(step: int, total: int, options: TrainConfig) -> float:
+        if step == 2 and not asked:
+            asked.append(step)
+            os.kill(os.getpid(), number)
+        return learning_rate(step, total, options)
+
+    asked: list[int] = []
+    monkeypatch.setattr("cfld.train.learning_rate", ask)
+    arguments = argv(name, "--steps", 6, "--ema", 0.9)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 128 + number and signal.getsignal(number) == before
+    folder = Path(arguments[arguments.index("--out") + 1])
+    assert f"{name}: saved {folder} after step 3" in capsys.readouterr().out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000003.safetensors"]
+    assert main(["--out", str(folder), "--resume"]) == 0
+    assert_same(weights(folder), weights(whole))
+
+
+def test_the_held_out_loss_is_of_the_averages_and_changes_nothing(run, whole: Path, fashion: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cfld.train.HELD_OUT", 4)
+    folder = run("looked", "--steps", 6, "--ema", 0.9, "--eval-every", 2, "--keep", 1)
+    assert_same(weights(folder), weights(whole))
+    seen = {line["step"]: line["held-out loss"] for line in logged(folder) if "held-out loss" in line}
+    assert list(seen) == [2, 4, 6]
+    model, vae = load(folder / "model")  # the averages after step 6
+    pairs = FashionPairs(fashion, "test", MICRO.image_size, MICRO.swin.image_size)
+    batch = collate([pairs[place * len(pairs) // 4] for place in range(4)])
+    draws = draw_step(0, NO_STEP, range(4), MICRO)
+    with torch.no_grad():
+        assert seen[6] == pytest.approx(training_loss(model, vae, Scheduler(), batch, draws, "paper")[0].item(), 1e-4)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.safetensors",
+        "step_00000006.safetensors",
+    ]
+
+
+def test_the_best_checkpoint_outlives_later_ones_and_is_remembered(run, monkeypatch) -> None:
+    monkeypatch.setattr("cfld.train.HELD_OUT", 1)
+    losses = iter([0.5, 0.25, 0.75, 0.3, 0.2])
+    monkeypatch.setattr("cfld.train.Run.sum_of_processes", lambda *_: [next(losses)])
+    folder = run("best", "--steps", 3, "--eval-every", 1, "--keep", 1)
+    best = folder / "checkpoints" / "best.safetensors"
+
+    def step() -> int:
+        with safe_open(best, framework="pt") as file:
+            return json.loads(file.metadata()["cfld"])["step"]
+
+    assert step() == 2
+    assert main(["--out", str(folder), "--resume", "--steps", "4"]) == 0 and step() == 2
+    assert main(["--out", str(folder), "--resume", "--steps", "5"]) == 0 and step() == 5
+
+
+def test_without_pairs_that_are_not_trained_on_there_is_no_held_out_loss(
+    argv, fashion: Path, tmp_path: Path, fails
+) -> None:
+    shutil.copytree(fashion, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test_highres")
+    fails(main, *argv("never", "--eval-every", 1, "--data", tmp_path / "data"), words=["--eval-every", "no test split"])
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_whole(
+    whole: Path, tmp_path: Path, fails, monkeypatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    resume = ["--out", tmp_path / "run", "--resume", "--steps", 7, "--keep", 1]
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cfld.files.save_file", full)
+        fails(main, *resume, words=["step_00000007.safetensors cannot be written", "No space left", "make room"])
+    (left,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert left.read_bytes() == (whole / "checkpoints" / left.name).read_bytes()
+    assert main([str(a) for a in resume]) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(argv, tmp_path: Path, fails) -> None:
+    (tmp_path / "file").write_text("")
+    fails(
+        main, *argv("never", "--steps", 1, "--out", tmp_path / "file" / "run"), words=["file/run", "cannot be written"]
+    )
+
+
+def test_what_a_killed_save_has_left_is_removed_and_nothing_else(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    left = [folder / "checkpoints" / ".step_00000007.safetensors.99.tmp.safetensors", folder / ".model.99.old" / "x"]
+    mine = [folder / ".notes.txt", folder / "checkpoints" / ".gitignore"]
+    for path in [*left, *mine]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    assert main(["--out", str(folder), "--resume"]) == 0
+    assert all(path.exists() for path in mine)
+    assert not left[0].exists() and not left[1].parent.exists()
+
+
+KILLS = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "kills.py", "--kills"]
+
+
+def test_a_training_that_is_killed_thrice_ends_bit_for_bit_as_one_that_was_not() -> None:
+    done = subprocess.run([*KILLS, "3", "--steps", "3"], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("3 kills") == 2 and done.stdout.count("0 damaged") == 2
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_200_times_ends_bit_for_bit_as_one_that_was_not() -> None:
+    done = subprocess.run([*KILLS, "200"], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 143), ("SIGKILL", 2), pytest.param("SIGSTOP", 2, marks=pytest.mark.slow)]
+)
+def test_two_processes_stop_together_and_neither_waits_for_a_dead_one(argv, name: str, code: int) -> None:
+    """One of two is sent the signal in the middle of training; what the other does."""
+    arguments = argv(f"two {name}", "--steps", 10_000, "--timeout", 0.5 if name == "SIGSTOP" else 5)
+    folder = Path(arguments[arguments.index("--out") + 1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = ONE_THREAD | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "cfld.train", *arguments]
+    first, second = (
+        subprocess.Popen(
+            command,
+            env=together | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        while not (folder / "log.jsonl").is_file() and first.poll() is None:
+            time.sleep(0.05)
+        second.send_signal(signal.Signals[name])
+        output, errors = first.communicate(timeout=120)
+        assert first.returncode == code, errors[-2000:]
+        if name == "SIGTERM":
+            assert second.wait(60) == code
+            assert "saved" in output and len(list((folder / "checkpoints").iterdir())) == 1
+        else:
+            (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
+            assert "process 0 has lost another" in line and "--timeout" in line
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+def test_a_dry_run_says_what_a_step_needs_and_writes_nothing(argv, capsys) -> None:
+    arguments = argv("dry", "--epochs", 2, "--ema", 0.9, "--dry-run", "--save-every", 1)
+    assert main(arguments) == 0
+    assert not Path(arguments[arguments.index("--out") + 1]).exists()
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    said = {name.strip(): value.strip() for name, value in lines.items()}
+    model, vae = micro_model()
+    parameters = [*model.parameters(), *vae.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad) - sum(p.numel() for p in vae.parameters())
+    assert said["parameters"] == f"{sum(p.numel() for p in parameters):,}" and said["that train"] == f"{trained:,}"
+    assert said["steps an epoch"] == "50" and "100 steps" in said
+    assert said["gradients"] == said["averages"] == f"{4 * trained / 2**30:.3f} GiB"
+    assert {"weights", "optimiser", "activations and the rest", "a step"} <= said.keys()
+
+
+def test_checkpointing_computes_blocks_again_and_changes_no_gradient(batch: Batch, monkeypatch) -> None:
+    from cfld.unet import ResBlock, TransformerBlock
+
+    calls = {ResBlock: 0, TransformerBlock: 0}
+    for kind in calls:
+
+        def count(self, *args, kind=kind, forward=kind.forward):
+            calls[kind] += 1
+            return forward(self, *args)
+
+        monkeypatch.setattr(kind, "forward", count)
+    gradients, counted = {}, {}
+    for level in ("none", "attention", "all"):
+        model, vae = micro_model()
+        vae.requires_grad_(False)
+        checkpoint_blocks(model, level)
+        calls.update(dict.fromkeys(calls, 0))
+        training_loss(model, vae, Scheduler(), batch, draw_step(0, 7, range(4), MICRO), "paper")[0].backward()
+        gradients[level] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        counted[level] = dict(calls)
+    for level in ("attention", "all"):
+        assert all(torch.equal(x, gradients["none"][name]) for name, x in gradients[level].items())
+        assert counted[level][TransformerBlock] == 2 * counted["none"][TransformerBlock]
+    assert counted["attention"][ResBlock] == counted["none"][ResBlock] < counted["all"][ResBlock]
+
+
+def test_switches_reach_the_unet_and_a_stop_changes_nothing_with_them(run, tmp_path: Path, monkeypatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    switches = ["--compile", "--channels-last", "--checkpointing", "all"]
+    plain, folder = run("no switch", "--steps", 3), run("switches", "--steps", 3, "--save-every", 1, *switches)
+    assert compiled == ["UNet"]
+    for a, b in zip(logged(plain), logged(folder), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    before = weights(folder)
+    (folder / "checkpoints" / "step_00000003.safetensors").unlink()
+    assert main(["--out", str(folder), "--resume"]) == 0
+    assert_same(weights(folder), before)
+
+
+def test_switches_that_change_results_are_kept_on_resume(whole: Path, tmp_path: Path, fails) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    for name in ("noise_offset", "compile", "channels_last", "checkpointing", "eval_every", "timeout"):
+        del values["options"][name]  # as in a run of an older version
+    path.write_text(json.dumps(values))
+    fails(main, "--out", tmp_path / "run", "--resume", "--noise-offset", 0.1, words=["--noise-offset 0.1", "0.0"])
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--noise-offset", "0", "--checkpointing", "all"]) == 0
+
+
+def test_a_noise_offset_shifts_whole_channels_and_nothing_else() -> None:
+    plain, shifted = draw_step(0, 3, range(2), MICRO), draw_step(0, 3, range(2), MICRO, 0.1)
+    shift = shifted.noise - plain.noise
+    assert torch.allclose(shift, shift[:, :, :1, :1].expand_as(shift), atol=1e-6)
+    assert len(set(shift[:, :, 0, 0].flatten().tolist())) == 16 and 0.02 < shift[:, :, 0, 0].std() < 0.3
+    for field in ("flips", "depth", "timesteps", "drops", "vae_noise"):
+        assert torch.equal(getattr(shifted, field), getattr(plain, field))
+
+
+def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder: Path, tmp_path: Path, fails) -> None:
+    common = ["--finetune", micro_folder, "--batch", 4, "--device", "cpu", "--steps", 1, "--sample-every", 0]
+    data = argv("x")[argv("x").index("--data") + 1]
+    assert main([str(a) for a in [*common, "--data", data, "--out", tmp_path / "run", "--lr", 1e-3]]) == 0
+    options = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    assert options["init"] == str(micro_folder) and options["config"] == str(micro_folder / "config.json")
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 0
+    fails(main, *common, "--init", micro_folder, "--out", tmp_path / "new", words=["--finetune", "--init"])
+    fails(main, "--finetune", tmp_path, "--out", tmp_path / "new", words=["whole model folder", "model.safetensors"])
+
+
+def test_a_plot_shows_the_log(whole: Path, tmp_path: Path, fails) -> None:
+    from PIL import Image
+
+    from cfld.plot import HELD_OUT, SMOOTH, read_log, smooth, ticks
+
+    assert main(["--plot", str(whole)]) == 0
+    colours = {colour for _, colour in Image.open(whole / "plot.png").getcolors(1 << 20)}
+    assert SMOOTH in colours and HELD_OUT not in colours
+    lines = [{"step": step, "loss": loss, "lr": 1e-4} for step, loss in ((1, 0.9), (2, math.nan), (3, 0.7))]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "held-out loss": 0.8}]) + '{"step": 4, "lo'
+    (tmp_path / "log.jsonl").write_text(text)
+    assert read_log(tmp_path / "log.jsonl")["loss"] == [(1, 0.9), (3, 0.7)]
+    assert main(["--plot", str(tmp_path)]) == 0
+    assert HELD_OUT in {colour for _, colour in Image.open(tmp_path / "plot.png").getcolors(1 << 20)}
+    assert smooth([(i, float(i)) for i in range(80)])[40] == (40, 40) and ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    (tmp_path / "log.jsonl").write_text("")
+    fails(main, "--plot", tmp_path, words=["log.jsonl", "--log-every"])
+    fails(main, "--plot", tmp_path / "nowhere", words=["run folder"])
+
+
+def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
+    seen: list[tuple] = []
+
+    class Writer:
+        def __init__(self, folder: Path, purge_step: int):
+            seen.append((folder.name, purge_step))
+
+        def add_scalar(self, *values: object) -> None:
+            seen.append(values)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    folder = run("board", "--steps", 1)
+    loss = logged(folder)[0]["loss"]
+    assert seen[0] == ("tensorboard", 1)
+    assert any(name == "loss" and value == pytest.approx(loss, 1e-5) and step == 1 for name, value, step in seen[1:])

@@ -1,0 +1,278 @@
+"""One full-size training step: ours with its switches, and the official loop's assembled from diffusers' blocks.
+
+    python benchmarks/train_step.py          about 40 minutes, 16 GiB of memory and 10 GB of disk under runs/train_step
+
+The official loop encodes both photos in each step and computes every block of the UNet a second time in the backward.
+Its UNet and VAE are diffusers' here; source encoder, PRD, HGA and pose adapter are ours on both sides, from the same
+random weights, so that both must have the same loss. Each setting is measured in fresh processes, in turns. Writes
+docs/train_step.md.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from machine import machine_line
+from PIL import Image
+from torch import nn
+
+from cfld import CFLD, VAE
+from cfld.convert import in_layout, layout_of
+from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
+from cfld.model import save
+from cfld.pose import pose_maps
+from cfld.train import Run, TrainConfig, draw_step, memory
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "runs" / "train_step"
+PHOTO_SIZE = (750, 1101)  # of DeepFashion's high-resolution photos
+STEPS = 4  # of a process; the first is not counted
+
+OURS: dict[str, dict[str, object]] = {
+    "photos encoded each step": {"cache": None},
+    "cached latents": {},
+    "cached latents, --channels-last": {"channels_last": True},
+    "cached latents, --compile": {"compile": True},
+    "cached latents, --checkpointing attention": {"checkpointing": "attention"},
+    "cached latents, --checkpointing all": {"checkpointing": "all"},
+    "cached latents, --checkpointing all, frozen weights in fp32": {"checkpointing": "all", "frozen": "fp32"},
+    "cached latents, Adam not fused": {"fused": False},
+    "cached latents, fp32": {"precision": "fp32"},
+}
+OFFICIAL, HOST = "the official loop on diffusers", "host"
+
+
+def set_up() -> None:
+    """Photos as large as DeepFashion's, a model folder of random weights, and its cache."""
+    data = RUN / "data"
+    shutil.copytree(ROOT / "tests" / "data" / "fashion", data, dirs_exist_ok=True)
+    for path in data.rglob("*.jpg"):
+        with Image.open(path) as photo:
+            photo.resize(PHOTO_SIZE, Image.Resampling.BICUBIC).save(path, quality=95)
+    prepare(data)
+    torch.manual_seed(0)
+    if not (RUN / "model").is_dir():
+        save(RUN / "model", CFLD(), VAE())
+    write_cache(data, RUN / "model", RUN / "cache", torch.device("cpu"), torch.bfloat16)
+
+
+def options(batch: int = 1, **changes: object) -> TrainConfig:
+    """The options of a training that writes nothing."""
+    given = {"init": RUN / "model", "data": RUN / "data", "cache": RUN / "cache", "out": RUN / "run", "batch": batch}
+    given |= {"steps": 1000, "sample_every": 0, "log_every": 0, "device": "cpu", "workers": 0} | changes
+    return TrainConfig(**{name: str(x) if isinstance(x, Path) else x for name, x in given.items()})  # type: ignore[arg-type]
+
+
+def our_steps(switches: dict[str, object]) -> tuple[list[float], list[float], float]:
+    """-> losses, seconds of each step, peak GiB."""
+    own = {name: x for name, x in switches.items() if name not in ("frozen", "fused")}
+    if switches.get("frozen"):
+        import cfld.train
+
+        cfld.train.shrink_frozen = lambda module, dtype: None
+    run = Run(options(**own), dry_run=True)
+    if "fused" in switches:
+        state = run.state
+        state.optimizer = torch.optim.Adam(state.trained.values(), lr=run.options.peak_lr)
+    losses, seconds = [], []
+    agree = run.agree
+    run.agree = lambda loss: (losses.append(loss), agree(loss))[1]  # type: ignore[method-assign]
+    memory(run.device)
+    for step in range(STEPS):
+        started = time.perf_counter()
+        run.loop(step + 1)
+        seconds.append(time.perf_counter() - started)
+    return losses, seconds, memory(run.device, peak=True) / 2**30
+
+
+class BiasedAttention:
+    """diffusers' attention, with Eq. 4's bias of the image added to the query."""
+
+    bias: torch.Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        query = attn.to_q(hidden_states) + self.bias
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        out = nn.functional.scaled_dot_product_attention(query, key, value)
+        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+
+
+def official_steps() -> tuple[list[float], list[float], float]:
+    """As our_steps()."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    setup = options(cache=None)
+    run = Run(setup, dry_run=True)  # for its data, weights and draws
+    assert run.model is not None
+    model = run.model.float()
+    theirs = UNet2DConditionModel(cross_attention_dim=768)
+    theirs.load_state_dict(in_layout(model.unet, layout_of("UNet", "diffusers")))
+    trained_names = {n for n, p in model.unet.named_parameters() if p.requires_grad}
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    vae.load_state_dict(in_layout(run.vae.float(), layout_of("VAE", "diffusers")))
+    vae.requires_grad_(False)
+    theirs.requires_grad_(False)
+    biased = [transformer.transformer_blocks[0].attn2 for up in theirs.up_blocks[1:] for transformer in up.attentions]
+    processors = [BiasedAttention() for _ in biased]
+    for attention, processor in zip(biased, processors, strict=True):
+        attention.to_k.requires_grad_(True)
+        attention.to_v.requires_grad_(True)
+        attention.set_processor(processor)
+    theirs.enable_gradient_checkpointing()
+    theirs.train()
+    trained = [
+        p for n, p in model.named_parameters() if p.requires_grad and n.removeprefix("unet.") not in trained_names
+    ]
+    trained += [p for p in theirs.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in run.state.trained.values())
+    del model.unet, run.model, run.state, run.vae, run.objective
+    optimizer = torch.optim.Adam(trained, lr=setup.peak_lr)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    order = StepOrder(len(run.pairs), 1, setup.seed, 0, STEPS, range(1))
+    batches = iter(step_batches(run.pairs, order, 0))
+
+    losses, seconds = [], []
+    memory(torch.device("cpu"))
+    for step in range(STEPS):
+        started = time.perf_counter()
+        batch, draws = next(batches), draw_step(setup.seed, step, range(1), run.config)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                posterior = vae.encode(to_range(batch.images)).latent_dist
+                latents = (posterior.mean.float() + posterior.std.float() * draws.vae_noise) * 0.18215
+            timesteps = run.scheduler.cubic_timesteps(draws.timesteps)
+            noisy = scheduler.add_noise(latents, draws.noise, timesteps)
+            source = to_range(batch.source_images)
+            source = torch.where((draws.flips < 0.5)[:, None, None, None], source.flip(-1), source)
+            conditions = model.condition(source, pose_maps(batch.keypoints, 256), draws.depth)
+            conditions = model.drop(conditions, draws.drops < 0.2, "paper")
+            for processor, bias in zip(processors, conditions.query_biases or (), strict=True):
+                processor.bias = bias
+            residuals = [*(conditions.pose_features or ())]
+            noise_pred = theirs(noisy, timesteps, conditions.prompt, down_intrablock_additional_residuals=residuals)[0]
+            loss = nn.functional.mse_loss(noise_pred.float(), draws.noise)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - started)
+    return losses, seconds, memory(torch.device("cpu"), peak=True) / 2**30
+
+
+def host_work(batch: int) -> dict[str, float]:
+    """Seconds that a batch of so many pairs costs: on the host, and in the step that it feeds."""
+    setup = options(batch=batch, accumulate=batch)
+    pairs = open_pairs(str(RUN / "data"), "train", 512, 256)
+    encoded = Run(setup, dry_run=True)
+    order = StepOrder(len(pairs), batch, 0, 0, 6, range(batch))
+    found: dict[str, float] = {}
+    for name, dataset in (("photos", pairs), ("cached latents", encoded.pairs)):
+        times, batches = [], iter(step_batches(dataset, order, 0))
+        for _ in range(5):
+            started = time.perf_counter()
+            data = next(batches)
+            times.append(time.perf_counter() - started)
+        found[f"reading {batch} pairs, {name}"] = statistics.median(times)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        pose_maps(data.keypoints, 256)
+        times.append(time.perf_counter() - started)
+    found[f"pose maps of {batch} pairs"] = statistics.median(times)
+    encoded.loop(1)
+    started = time.perf_counter()
+    encoded.loop(2)
+    found[f"a step of {batch} pairs, a pair at a time"] = time.perf_counter() - started
+
+    waits = []
+    waiting = iter(step_batches(encoded.pairs, order, 1))
+    next(waiting)
+    for _ in range(3):
+        time.sleep(2 * found[f"reading {batch} pairs, photos"] + 1)  # a step, as the host sees it on a GPU
+        started = time.perf_counter()
+        next(waiting)
+        waits.append(time.perf_counter() - started)
+    found["waiting for a batch that a worker has read meanwhile"] = statistics.median(waits)
+    return found
+
+
+def measured(name: str) -> dict:
+    """What a fresh process of this file says of a setting."""
+    done = subprocess.run([sys.executable, __file__, "--only", name], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each setting (default: 3)")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.only == HOST:
+        print(json.dumps(host_work(28)))
+        return
+    if asked.only:
+        losses, seconds, gib = official_steps() if asked.only == OFFICIAL else our_steps(OURS[asked.only])
+        print(json.dumps({"losses": losses, "seconds": seconds, "gib": gib}))
+        return
+
+    set_up()
+    found: dict[str, list[dict]] = {OFFICIAL: [], **{name: [] for name in OURS}}
+    for _ in range(asked.rounds):
+        for name, runs in found.items():
+            runs.append(measured(name))
+            print(f"{name}: {json.dumps(runs[-1])}", flush=True)
+    host = measured(HOST)
+    page = report(found, host)
+    (ROOT / "docs" / "train_step.md").write_text(page)
+    print(page)
+
+
+def report(found: dict[str, list[dict]], host: dict[str, float]) -> str:
+    """docs/train_step.md."""
+    seconds = {name: [s for run in runs for s in run["seconds"][1:]] for name, runs in found.items()}
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    gib = {name: max(run["gib"] for run in runs) for name, runs in found.items()}
+    lines = [
+        "# One training step at full size",
+        "",
+        "Made by `python benchmarks/train_step.py`. One pair (two rows) of 512x512, bf16 autocast, random weights, the",
+        f"same on both sides. Each setting was measured in fresh processes, in turns: {len(seconds[OFFICIAL])} steps,",
+        "after a first one of each process that does not count. Memory is the peak of resident pages since the weights",
+        "were loaded.",
+        "",
+        machine_line(),
+        "",
+        "| what | seconds (least .. most) | times as fast | peak GiB | of its memory | loss of the first step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, times in seconds.items():
+        cells = [
+            name,
+            f"{median[name]:.2f} ({min(times):.2f} .. {max(times):.2f})",
+            f"{median[OFFICIAL] / median[name]:.2f}",
+            f"{gib[name]:.2f}",
+            f"{gib[name] / gib[OFFICIAL]:.2f}",
+            f"{found[name][0]['losses'][0]:.5f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## What the host does for a step", "", "Photos of 750x1101, as DeepFashion's; one core.", ""]
+    lines += ["| what | seconds |", "|---|---|", *(f"| {name} | {seconds:.3f} |" for name, seconds in host.items()), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
