@@ -7,6 +7,7 @@ precision with the logs of both trainings, the commit and the measures of benchm
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,15 +21,22 @@ RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
 VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
-CFLD = "--batch 16 --steps 30000 --lr 4e-4 --warmup 500 --decay-at 0.85 --ema 0.9995"
-LOGS = "--save-every 250 --sample-every 1000 --resume"
+CFLD = "--batch 16 --steps 30000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
+LOGS = "--save-every 250 --sample-every 500 --resume"
+PROCESSES = 2  # of one thread each, which train faster than one process of two threads
 
 
-def run(module: str, *argv: str | Path) -> None:
-    """python -m module argv, or stop with its exit code."""
-    code = subprocess.run([sys.executable, "-m", module, *map(str, argv)], cwd=ROOT).returncode
+def run(*argv: str | Path, **environment: str) -> None:
+    """python -m argv, or stop with its exit code."""
+    code = subprocess.run([sys.executable, "-m", *map(str, argv)], cwd=ROOT, env=os.environ | environment).returncode
     if code:
         sys.exit(code)
+
+
+def train(*argv: str | Path) -> None:
+    """cfld.train in several processes."""
+    together = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), "-m", "cfld.train")
+    run(*together, *argv, OMP_NUM_THREADS="1")
 
 
 def commit() -> str:
@@ -62,10 +70,10 @@ def main() -> None:
     common = ["--preset", "tiny", "--data", data, *LOGS.split()]
     run("cfld.people", data, *PEOPLE.split())
     if not (vae / "model").is_dir():
-        run("cfld.train", "--stage", "vae", "--out", vae, *common, *VAE.split())
+        train("--stage", "vae", "--out", vae, *common, *VAE.split())
     run("cfld.data", "cache", data, "--model", vae / "model", "--out", cache)
     if not (cfld / "model").is_dir():
-        run("cfld.train", "--init", vae / "model", "--cache", cache, "--out", cfld, *common, *CFLD.split())
+        train("--init", vae / "model", "--cache", cache, "--out", cfld, *common, *CFLD.split())
     pack()
     subprocess.run([sys.executable, ROOT / "benchmarks" / "people.py", "--model", OUT], check=True)
 

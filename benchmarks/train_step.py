@@ -32,7 +32,7 @@ from cfld.train import Run, TrainConfig, draw_step, memory
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "train_step"
 PHOTO_SIZE = (750, 1101)  # of DeepFashion's high-resolution photos
-STEPS = 4  # of a process; the first is not counted
+STEPS = 3  # of a process; the first is not counted
 
 OURS: dict[str, dict[str, object]] = {
     "photos encoded each step": {"cache": None},
@@ -44,8 +44,11 @@ OURS: dict[str, dict[str, object]] = {
     "cached latents, --checkpointing all, frozen weights in fp32": {"checkpointing": "all", "frozen": "fp32"},
     "cached latents, Adam not fused": {"fused": False},
     "cached latents, fp32": {"precision": "fp32"},
+    "cached latents, 2 pairs at once": {"batch": 2},
+    "cached latents, 2 pairs, --accumulate 2": {"batch": 2, "accumulate": 2},
 }
 OFFICIAL, HOST = "the official loop on diffusers", "host"
+SIDES = (OFFICIAL, "cached latents", "cached latents, --checkpointing all")  # measured in turns; switches once
 
 
 def set_up() -> None:
@@ -106,21 +109,17 @@ class BiasedAttention:
 
 def official_steps() -> tuple[list[float], list[float], float]:
     """As our_steps()."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    sys.path.append(str(ROOT / "tests"))
+    from references import diffusers_unet, diffusers_vae
 
     setup = options(cache=None)
     run = Run(setup, dry_run=True)  # for its data, weights and draws
     assert run.model is not None
     model = run.model.float()
-    theirs = UNet2DConditionModel(cross_attention_dim=768)
+    theirs = diffusers_unet((320, 640, 1280, 1280), 768)
     theirs.load_state_dict(in_layout(model.unet, layout_of("UNet", "diffusers")))
     trained_names = {n for n, p in model.unet.named_parameters() if p.requires_grad}
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
+    vae = diffusers_vae((128, 256, 512, 512))
     vae.load_state_dict(in_layout(run.vae.float(), layout_of("VAE", "diffusers")))
     vae.requires_grad_(False)
     theirs.requires_grad_(False)
@@ -139,7 +138,6 @@ def official_steps() -> tuple[list[float], list[float], float]:
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in run.state.trained.values())
     del model.unet, run.model, run.state, run.vae, run.objective
     optimizer = torch.optim.Adam(trained, lr=setup.peak_lr)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     order = StepOrder(len(run.pairs), 1, setup.seed, 0, STEPS, range(1))
     batches = iter(step_batches(run.pairs, order, 0))
 
@@ -153,7 +151,7 @@ def official_steps() -> tuple[list[float], list[float], float]:
                 posterior = vae.encode(to_range(batch.images)).latent_dist
                 latents = (posterior.mean.float() + posterior.std.float() * draws.vae_noise) * 0.18215
             timesteps = run.scheduler.cubic_timesteps(draws.timesteps)
-            noisy = scheduler.add_noise(latents, draws.noise, timesteps)
+            noisy = run.scheduler.add_noise(latents, draws.noise, timesteps)
             source = to_range(batch.source_images)
             source = torch.where((draws.flips < 0.5)[:, None, None, None], source.flip(-1), source)
             conditions = model.condition(source, pose_maps(batch.keypoints, 256), draws.depth)
@@ -218,7 +216,7 @@ def measured(name: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each setting (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of the two sides (default: 3)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only == HOST:
@@ -231,8 +229,10 @@ def main() -> None:
 
     set_up()
     found: dict[str, list[dict]] = {OFFICIAL: [], **{name: [] for name in OURS}}
-    for _ in range(asked.rounds):
+    for turn in range(asked.rounds):
         for name, runs in found.items():
+            if turn and name not in SIDES:
+                continue
             runs.append(measured(name))
             print(f"{name}: {json.dumps(runs[-1])}", flush=True)
     host = measured(HOST)
@@ -250,9 +250,9 @@ def report(found: dict[str, list[dict]], host: dict[str, float]) -> str:
         "# One training step at full size",
         "",
         "Made by `python benchmarks/train_step.py`. One pair (two rows) of 512x512, bf16 autocast, random weights, the",
-        f"same on both sides. Each setting was measured in fresh processes, in turns: {len(seconds[OFFICIAL])} steps,",
-        "after a first one of each process that does not count. Memory is the peak of resident pages since the weights",
-        "were loaded.",
+        f"same on both sides. {', '.join(SIDES)}: in turns, medians of",
+        f"{len(seconds[OFFICIAL])} steps in {len(found[OFFICIAL])} fresh processes each; the others in one. The first",
+        "step of a process does not count. Memory is the peak of resident pages since the weights were loaded.",
         "",
         machine_line(),
         "",

@@ -797,3 +797,20 @@ def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
     loss = logged(folder)[0]["loss"]
     assert seen[0] == ("tensorboard", 1)
     assert any(name == "loss" and value == pytest.approx(loss, 1e-5) and step == 1 for name, value, step in seen[1:])
+
+
+@pytest.mark.slow
+def test_the_first_200_steps_of_each_stage_of_tiny_are_the_same_twice(tmp_path: Path) -> None:
+    common = ["--preset", "tiny", "--data", "people:100x4", "--steps", "200", "--sample-every", "0", "--device", "cpu"]
+    stages = {
+        "vae": ["--stage", "vae", "--batch", "2"],
+        "base": ["--stage", "base", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
+        "cfld": ["--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
+    }
+    for stage, options in stages.items():
+        folders = [tmp_path / f"{stage} {time}" for time in range(2)]
+        for folder in folders:
+            assert main([*common, *options, "--out", str(folder)]) == 0
+        name = "vae.safetensors" if stage == "vae" else "model.safetensors"
+        first, second = (load_file(folder / "model" / name) for folder in folders)
+        assert_same(first, second)
