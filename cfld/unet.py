@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.attention import attend
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -71,13 +73,6 @@ class ResBlock(nn.Module):
             h = h + self.time_proj(F.silu(time_emb))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over the last two axes. q (..., N, d), k and v (..., L, d) -> (..., N, d)."""
-    if q.device.type == "cpu" and k.shape[-2] <= 256:  # there the fused kernel is slow, its backward 2 to 5 times
-        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cfld.unet import ResBlock, Upsample, attend
+from cfld.attention import attend
+from cfld.unet import ResBlock, Upsample
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
-CORE = ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
+CORE = ("attention", "unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
 MODULES = sorted(p for p in (ROOT / "cfld").rglob("*.py"))
 
 
