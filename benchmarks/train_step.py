@@ -25,7 +25,7 @@ from torch import nn
 from cfld import CFLD, VAE
 from cfld.convert import in_layout, layout_of
 from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
-from cfld.files import write_json
+from cfld.files import keep_freed_memory, write_json
 from cfld.model import save
 from cfld.pose import pose_maps
 from cfld.train import Run, TrainConfig, draw_step, learning_rate, memory
@@ -43,12 +43,13 @@ OURS: dict[str, dict[str, object]] = {
     "cached latents, --checkpointing attention": {"checkpointing": "attention"},
     "cached latents, --checkpointing all": {"checkpointing": "all"},
     "cached latents, --checkpointing all, frozen weights in fp32": {"checkpointing": "all", "frozen": "fp32"},
+    "cached latents, malloc as it is": {"malloc": "as it is"},
     "cached latents, Adam not fused": {"fused": False},
     "cached latents, fp32": {"precision": "fp32"},
     "cached latents, 2 pairs at once": {"batch": 2},
     "cached latents, 2 pairs, --accumulate 2": {"batch": 2, "accumulate": 2},
 }
-OFFICIAL, HOST = "the official loop on diffusers", "host"
+OFFICIAL, KEEPING, HOST = "the official loop on diffusers", "the same, keeping freed memory as ours does", "host"
 SIDES = (OFFICIAL, "cached latents", "cached latents, --checkpointing all")  # measured in turns; switches once
 
 
@@ -75,11 +76,13 @@ def options(batch: int = 1, **changes: object) -> TrainConfig:
 
 def our_steps(switches: dict[str, object]) -> tuple[list[float], list[float], float]:
     """-> losses, seconds of each step, peak GiB."""
-    own = {name: x for name, x in switches.items() if name not in ("frozen", "fused")}
+    own = {name: x for name, x in switches.items() if name not in ("frozen", "fused", "malloc")}
     if switches.get("frozen"):
         import cfld.train
 
         cfld.train.shrink_frozen = lambda module, dtype: None
+    if switches.get("malloc") != "as it is":
+        keep_freed_memory()
     run = Run(options(**own), dry_run=True)
     if "fused" in switches:
         state = run.state
@@ -219,7 +222,10 @@ def main() -> None:
         print(json.dumps(host_work(28)))
         return
     if asked.only:
-        losses, seconds, gib = official_steps() if asked.only == OFFICIAL else our_steps(OURS[asked.only])
+        if asked.only == KEEPING:
+            keep_freed_memory()
+        ours = asked.only in OURS
+        losses, seconds, gib = our_steps(OURS[asked.only]) if ours else official_steps()
         print(json.dumps({"losses": losses, "seconds": seconds, "gib": gib}))
         return
 
@@ -229,7 +235,7 @@ def main() -> None:
         print(f"going on with what {RUN}/measured.json holds; remove it to begin anew")
     else:
         set_up()
-    turns = [*SIDES * asked.rounds, *(name for name in OURS if name not in SIDES), HOST]
+    turns = [*SIDES * asked.rounds, KEEPING, *(name for name in OURS if name not in SIDES), HOST]
     for number, name in enumerate(turns):
         if turns[: number + 1].count(name) > len(found.get(name, [])):
             found.setdefault(name, []).append(measured(name))

@@ -72,6 +72,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    keep_freed_memory,
     link,
     pick_device,
     read_json,
@@ -1117,6 +1118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(options: TrainConfig, request: Request) -> None:
     """Say what is to be trained, and train it."""
+    keep_freed_memory()
     run = Run(options, request.resume, request.force, request.dry_run)
     counted = sum(p.numel() for p in run.state.trained.values())
     run.say(
