@@ -28,6 +28,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ from cfld.files import (
 )
 from cfld.metrics import INCEPTIONS, FeatureStatistics, fid, psnr, ssim
 from cfld.model import load, load_vae_alone
-from cfld.person import Array, error_inside
+from cfld.person import error_inside
 from cfld.pose import pose_maps
 from cfld.protocol import (
     FIDS,
@@ -87,6 +88,7 @@ from cfld.protocol import (
     resized,
     table,
     the_truth,
+    to_images,
 )
 from cfld.sample import check_steps, sample
 from cfld.scheduler import SAMPLERS, Scheduler
@@ -190,7 +192,7 @@ def paint(
     pairs: FashionPairs,
     count: int,
     size: tuple[int, int],
-    painter: Painter,
+    make_painter: Callable[[], Painter],
     batch: int,
     processes: Processes,
 ) -> None:
@@ -202,10 +204,12 @@ def paint(
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
     mine = processes.share(count)
     missing = [i for i in mine if not paths[i].is_file()]
+    painter = make_painter() if missing else None
     done = len(mine) - len(missing)
     with tqdm(total=len(mine), initial=done, desc="painting", unit="picture", disable=not processes.first) as bar:
         for first in range(0, len(missing), batch):
             rows = missing[first : first + batch]
+            assert painter is not None
             images = painter(rows, collate([pairs[i] for i in rows]))
             for i, picture in zip(rows, truncated(images, size), strict=True):
                 save_image(paths[i], picture)
@@ -268,21 +272,16 @@ def paint_pairs(options: argparse.Namespace, cases: PairSet, processes: Processe
     if options.model:
         names = ("sampler", "steps", "pose_scale", "appearance_scale", "seed")
         asked |= {name: getattr(options, name) for name in names}
-        painter = model_painter(source, options, device, PRECISIONS[precision])
+        make_painter = partial(model_painter, source, options, device, PRECISIONS[precision])
     else:
-        painter = vae_painter(source, device, PRECISIONS[precision])
+        make_painter = partial(vae_painter, source, device, PRECISIONS[precision])
     pairs = FashionPairs(options.data, "test", config.image_size, config.swin.image_size)
     folder = options.out / "pictures"
-    paint(folder, asked, pairs, len(cases), cases.size, painter, options.batch, processes)
+    paint(folder, asked, pairs, len(cases), cases.size, make_painter, options.batch, processes)
     return folder
 
 
 # Measuring. ----------------------------------------------------------------------------------------------------------
-
-
-def to_images(pictures: Sequence[Array], device: torch.device) -> Tensor:
-    """Pictures (H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(np.stack(pictures)).to(device).float() / 255, "b h w c -> b c h w")
 
 
 @torch.no_grad()

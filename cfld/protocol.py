@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld.data import PHOTO_SUFFIXES, FashionPairs
@@ -177,6 +179,11 @@ def find_pictures(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[Path]:
 def resized(photo: Image.Image, size: tuple[int, int]) -> Array:
     """A photo at a size (height, width), by pillow's bicubic filter."""
     return np.asarray(photo.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def to_images(pictures: Sequence[Array], device: str | torch.device = "cpu") -> Tensor:
+    """Pictures (H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
+    return rearrange(torch.from_numpy(np.stack(pictures)).to(device).float() / 255, "b h w c -> b c h w")
 
 
 class PairSet:
