@@ -26,7 +26,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -327,16 +327,11 @@ def statistics_of(features: Sequence[Tensor], label: str = "") -> FeatureStatist
 
 
 def real_statistics(
-    root: Path,
-    size: tuple[int, int],
-    measure: str,
-    network: nn.Module,
-    weights: str,
-    device: torch.device,
-    processes: Processes,
+    cases: PairSet, measure: str, network: nn.Module, weights: str, device: torch.device, processes: Processes
 ) -> FeatureStatistics:
     """The statistics of every photo of train.lst, annotated or not, at a size: kept in ROOT/evaluation for other runs.
     weights: the sum of the network's file."""
+    root, size = cases.root, cases.size
     names, folder = read_list(root / "train.lst"), root / "train_highres"
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise UserError(
@@ -436,9 +431,18 @@ def open_set(options: argparse.Namespace) -> PairSet | FolderSet:
         if not options.pred or options.limit is not None:
             raise UserError("--truth goes with --pred, and not with --limit")
         return FolderSet(options.pred, options.truth)
-    if options.batch < 1:
-        raise UserError(f"--batch must be 1 or more, found {options.batch}")
+    if options.batch < 1 or options.seed < 0:
+        raise UserError(f"--batch must be 1 or more, --seed 0 or more, found {options.batch} and {options.seed}")
     return PairSet(options.data, SIZES[options.size], options.limit)
+
+
+def row_name(options: argparse.Namespace, others: Iterable[str]) -> str:
+    """What the measured row is called. Raises UserError if another row is."""
+    folder: Path | None = options.model or options.pred
+    name = options.name or ("ground truth" if options.ground_truth else folder.resolve().name if folder else "VAE")
+    if name in others:
+        raise UserError(f"--name must not be that of another row, found {name}: choose another")
+    return name
 
 
 def pictures_to_measure(
@@ -458,14 +462,35 @@ def pictures_to_measure(
     return files_method(paths, cases.size), facts
 
 
-def all_methods(options: argparse.Namespace, cases: PairSet | FolderSet, method: Method) -> dict[str, Method]:
-    """The table's measured rows by name: the method, the baselines, and of two folders the truths."""
-    folder: Path | None = options.model or options.pred
-    name = options.name or ("ground truth" if options.ground_truth else folder.resolve().name if folder else "VAE")
-    others = baselines(cases) if isinstance(cases, PairSet) else {"truth": the_truth}
-    if name in others:
-        raise UserError(f"--name must not be that of another row, found {name}: choose another")
-    return {name: method, **others}
+def write_results(
+    out: Path,
+    cases: PairSet | FolderSet,
+    methods: Sequence[str],
+    found: Sequence[dict[str, Tensor]],
+    real: dict[str, FeatureStatistics],
+    facts: dict[str, Any],
+) -> None:
+    """Write numbers.csv and manifest.json and print the table. found: the parts in order, as measure_part gives them;
+    of two folders FID is measured to the truths, the last method."""
+    scores = torch.cat([part["scores"] for part in found])
+    rows = {name: mean_row(scores[:, r]) for r, name in enumerate(methods)}
+    for measure in (measure for measure in FIDS if measure in found[0]):
+        sets = [statistics_of([part[measure][:, r] for part in found]) for r in range(len(methods))]
+        for name, statistics in zip(methods, sets, strict=True):
+            rows[name][measure] = frechet(statistics, real.get(measure, sets[-1]))
+    whole = len(cases) == cases.whole
+    manifest = {
+        **facts,
+        "partial": not whole,
+        "rows": {name: json_row(row) for name, row in rows.items()},
+        "pictures with the number": {c: int((~scores[:, 0, i].isnan()).sum()) for i, c in enumerate(SCORES)},
+        "meanings": MEANINGS,
+    }
+    write_csv(out / "numbers.csv", cases, methods, scores)
+    write_json(out / "manifest.json", manifest)
+    count = f"{'' if whole else 'partial: '}{len(cases)} of {cases.whole} pairs"
+    print(f"\n{table({f'{name} ({count})': row for name, row in rows.items()}, cases.size)}\n")
+    print(f"wrote {out}/numbers.csv and manifest.json")
 
 
 @command
@@ -474,15 +499,14 @@ def evaluate(argv: list[str]) -> None:
     processes = Processes.join()
     device = processes.device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # the numbers of a GPU are to be those of a CPU
-    cases = open_set(options)
-    if not options.force:
-        for name in ("numbers.csv", "manifest.json"):
-            refuse_overwrite(options.out / name, force=False)
-    processes.wait()  # until all have looked
 
-    # Paint, or find and check what was painted; and open what measures it.
-    method, facts = pictures_to_measure(options, cases, processes)
-    methods = all_methods(options, cases, method)
+    # What can fail comes before what takes long: options, weights, photos.
+    cases = open_set(options)
+    others = baselines(cases) if isinstance(cases, PairSet) else {"truth": the_truth}
+    name = row_name(options, others)
+    if not options.force:
+        for file in ("numbers.csv", "manifest.json"):
+            refuse_overwrite(options.out / file, force=False)
     missing = [line for measure in WEIGHTS for line in missing_weights(options.weights, measure)]
     for line in missing:
         processes.say(line)
@@ -492,51 +516,37 @@ def evaluate(argv: list[str]) -> None:
         if not missing_weights(options.weights, measure)
     }
     sums = {file: sha256(options.weights / file) for measure in networks for file in WEIGHTS[measure]}
-    asked = {"methods": [*methods], "set": cases.facts(), "size": cases.size, "pictures": facts, "weights": sums}
+    processes.wait()  # until all have looked
+    real: dict[str, FeatureStatistics] = {}
+    if isinstance(cases, PairSet):
+        for measure in (measure for measure in FIDS if measure in networks):
+            weights = sums[INCEPTIONS[FIDS[measure]]]
+            real[measure] = real_statistics(cases, measure, networks[measure], weights, device, processes)
 
-    # Measure, each process its share.
-    parts = options.out / f".parts_{digest(asked)}"
+    # Paint, or find and check what was painted.
+    method, facts = pictures_to_measure(options, cases, processes)
+    methods = {name: method, **others}
+    asked = {
+        "methods": [*methods],
+        "set": cases.facts(),
+        "size": cases.size,
+        "pictures": facts,
+        "weights": sums,
+        "weights missing": missing,
+        "real sets": {measure: statistics.label for measure, statistics in real.items()},
+        "versions": {"cfld": cfld.__version__, "torch": torch.__version__, "pillow": PIL.__version__,
+                     "numpy": np.__version__, "python": platform.python_version(), "device": device.type},
+    }  # fmt: skip
 
+    # Measure, each process its share, and write.
     def make(part: range) -> dict[str, Tensor]:
         return measure_part(part, cases, methods, networks, device)
 
-    paths = make_parts(parts, len(cases), make, processes, "measuring")
-    found = [read_safetensors(path)[0] for path in paths]
-    scores = torch.cat([part["scores"] for part in found])
-    rows = {name: mean_row(scores[:, r]) for r, name in enumerate(methods)}
-    for measure, protocol in FIDS.items():
-        if measure not in networks:
-            continue
-        sets = [statistics_of([part[measure][:, r] for part in found]) for r in range(len(methods))]
-        real = sets[-1]  # of two folders, the truths
-        if isinstance(cases, PairSet):
-            weights = sums[INCEPTIONS[protocol]]
-            real = real_statistics(cases.root, cases.size, measure, networks[measure], weights, device, processes)
-            asked[f"real set of {measure}"] = real.label
-        if processes.first:
-            for name, statistics in zip(methods, sets, strict=True):
-                rows[name][measure] = frechet(statistics, real)
-
-    # Write and say, when all have read the parts.
-    processes.wait()
+    parts = make_parts(options.out / f".parts_{digest(asked)}", len(cases), make, processes, "measuring")
     if processes.first:
-        manifest = {
-            **asked,
-            "partial": len(cases) < cases.whole,
-            "rows": {name: json_row(row) for name, row in rows.items()},
-            "pictures with the number": {c: int((~scores[:, 0, i].isnan()).sum()) for i, c in enumerate(SCORES)},
-            "meanings": MEANINGS,
-            "weights missing": missing,
-            "versions": {"cfld": cfld.__version__, "torch": torch.__version__, "pillow": PIL.__version__,
-                         "numpy": np.__version__, "python": platform.python_version(), "device": str(device)},
-        }  # fmt: skip
-        write_csv(options.out / "numbers.csv", cases, list(methods), scores)
-        write_json(options.out / "manifest.json", manifest)
+        write_results(options.out, cases, list(methods), [read_safetensors(p)[0] for p in parts], real, asked)
         for folder in options.out.glob(".parts_*"):
             shutil.rmtree(folder)
-        partial = "partial: " if manifest["partial"] else ""
-        measured = {f"{name} ({partial}{len(cases)} of {cases.whole} pairs)": row for name, row in rows.items()}
-        print(f"\n{table(measured, cases.size)}\n\nwrote {options.out}/numbers.csv and manifest.json")
     if dist.is_initialized():
         processes.wait()
         dist.destroy_process_group()

@@ -158,7 +158,7 @@ def test_every_number_is_what_the_metrics_say_of_the_same_pictures(
     assert INCEPTIONS["fid"] in printed and "FID std is not measured" in printed
     manifest = read_json(out / "manifest.json")
     assert manifest["weights"].keys() == {ALEXNET, LPIPS_HEADS, INCEPTIONS["fid_pgpis"]}
-    assert "3 photos" in manifest["real set of FID"] and "256x176, pillow bicubic" in manifest["real set of FID"]
+    assert "256x176, pillow bicubic, 3 photos" in manifest["real sets"]["FID"]
     assert not list(out.glob(".*")) and not list((small / "evaluation").glob(".*"))
 
     # The real set is kept; a folder of other photos does not take it.
