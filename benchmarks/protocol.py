@@ -2,9 +2,9 @@
 
     python benchmarks/protocol.py             the table of docs/evaluation.md
 
-Targets of embedded people, rendered at 1024x704 as DeepFashion's photos are large, are brought to 256x176. Two
-"methods" are measured: the copy of the source (about the SSIM of a weak method) and the source's mean colours in the
-truth's outline. The first row is the protocol; every other row changes one thing.
+Photos of embedded people, rendered at 1024x704, about as large as DeepFashion's, are brought to 256x176. Two methods are
+measured, a bad one, the copy of the source, and a better one, the source's mean colours in the truth's outline. The
+first row is the protocol; every other row changes one thing.
 """
 
 import argparse

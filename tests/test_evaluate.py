@@ -311,6 +311,7 @@ def test_options_that_exclude_each_other_are_refused(small: Path, tmp_path: Path
 def test_painting_goes_on_and_takes_no_other_model(
     micro_folder: Path, fashion: Path, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evaluate, "baselines", lambda cases: {})
     out = tmp_path / "out"
     command = ["--model", micro_folder, "--data", fashion, "--steps", 2, "--out", out, "--limit", 3]  # fmt: skip
     run(*command, "--batch", 2)
@@ -362,6 +363,7 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
 def test_an_interrupted_measurement_goes_on(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "PART", 1)
+    monkeypatch.setattr(evaluate, "baselines", lambda cases: {})
     predictions(small, tmp_path / "mine")
     measured = []
 
