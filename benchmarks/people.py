@@ -19,7 +19,6 @@ Letters in shapes: N pairs, H side of an image, S side of a source image, M pixe
 """
 
 import argparse
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -40,9 +39,20 @@ from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, CFLDConfig, Scheduler, load, people
 from cfld.data import to_range, to_square
-from cfld.files import PRECISIONS, HelpFormatter, UserError, command, pick_device, read_json, save_image, write_json
+from cfld.files import (
+    PRECISIONS,
+    HelpFormatter,
+    UserError,
+    command,
+    pick_device,
+    read_json,
+    save_image,
+    sha256,
+    write_json,
+)
 from cfld.people import PARTS, Identity, Pose, Rendered, Textile
 from cfld.people.textiles import weave
+from cfld.person import backdrop, error_inside, mean_colours
 from cfld.pose import pose_maps
 from cfld.sample import picture_grid, sample, to_pictures
 
@@ -177,23 +187,12 @@ def reconstruct(vae: VAE, images: Tensor, *, batch: int = 25, precision: str = "
         return torch.cat([vae.decode(vae.encode(part.to(device))).float().cpu() for part in images.split(batch)])
 
 
-def mean_colours(pair: Pair) -> Array:
-    """The target's parts, each in the mean colour it has in the source, or, if it has none, in the mean colour of the
-    whole person there -> (H, H, 3) in [0, 1]."""
-    source, labels = pair.source.picture, pair.source.labels
-    picture = np.empty_like(source)
-    for part in np.unique(pair.target.labels):
-        shown = labels == part if (labels == part).any() else labels > 0
-        picture[pair.target.labels == part] = source[shown].mean(0)
-    return picture
-
-
 def baselines(pairs: Sequence[Pair]) -> dict[str, Pictures]:
     """What needs no model: the source, the backdrop's colour everywhere, the true mask in the source's colours."""
     return {
         "copy": [pair.source.picture for pair in pairs],
         "empty": [np.full_like(pair.target.picture, np.clip(pair.person.studio.backdrop, 0, 1)) for pair in pairs],
-        "mean colours": [mean_colours(pair) for pair in pairs],
+        "mean colours": [mean_colours(pair.source.picture, pair.source.labels, pair.target.labels) for pair in pairs],
     }
 
 
@@ -208,22 +207,20 @@ def mean(values: Sequence[Any] | Array) -> float | None:
 def errors(pictures: Pictures, pairs: Sequence[Pair]) -> Array:
     """The mean absolute error of each picture on the true person -> (N,)."""
     both = zip(pictures, pairs, strict=True)
-    return np.array([np.abs(x - pair.target.picture)[pair.target.labels > 0].mean() for x, pair in both])
+    return np.array([error_inside(x, pair.target.picture, pair.target.labels > 0) for x, pair in both])
 
 
 def foreground(picture: Array) -> Array:
     """The person in a picture (H, H, 3) in [0, 1], told from the backdrop by colour -> (H, H) bool.
 
-    The backdrop is the median of the border's upper half. The person differs from it by 0.1 in some channel, or by 0.04
-    where it is surrounded by such pixels: white shirts are filled, gaps below an arm stay open. In the lowest tenth of
-    a figure that ends above the lower border, what has the backdrop's hue and at least half its light is its shadow.
+    The person differs from the backdrop by 0.1 in some channel, or by 0.04 where it is surrounded by such pixels:
+    white shirts are filled, gaps below an arm stay open. In the lowest tenth of a figure that ends above the lower
+    border, what has the backdrop's hue and at least half its light is its shadow.
     """
     from scipy import ndimage
 
-    upper = picture[: len(picture) // 2]
-    border = np.concatenate([edge.reshape(-1, 3) for edge in (upper[:4], upper[:, :4], upper[:, -4:])])
-    backdrop = np.median(border, axis=0) + 1e-6
-    distance, ratio = np.abs(picture - backdrop).max(-1), picture / backdrop
+    behind = backdrop(picture) + 1e-6
+    distance, ratio = np.abs(picture - behind).max(-1), picture / behind
     shadow = (np.ptp(ratio, axis=-1) < 0.05) & (ratio.min(-1) > 0.5)
     rows = np.flatnonzero((distance > 0.1).any(1))
     feet_seen = len(rows) and rows[-1] < len(picture) - 1
@@ -496,7 +493,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = set(args.only or MEASURES)
 
     asked = {
-        "model.safetensors": hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest(),
+        "model.safetensors": sha256(args.model / "model.safetensors"),
         "pairs": f"{'partial: ' if args.pairs < PAIRS else ''}{args.pairs} of {PAIRS}",
         "steps": args.steps,
         "precision": args.precision,

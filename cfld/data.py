@@ -45,6 +45,7 @@ from cfld.files import (
     read_image,
     read_json,
     read_text,
+    sha256,
     write_json,
     write_tensors,
 )
@@ -443,10 +444,8 @@ def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:
     """What a cache depends on: the VAE, the photos' names and the sizes."""
     if not vae_file.is_file():
         raise UserError(f"{vae_file}: no such file; --model must be a folder with a VAE")
-    with open(vae_file, "rb") as file:
-        vae = hashlib.file_digest(file, "sha256").hexdigest()
     names = hashlib.sha256("\n".join(pairs.photos).encode()).hexdigest()
-    return {"vae": vae, "photos": len(pairs.photos), "names": names, "image_size": pairs.image_size,
+    return {"vae": sha256(vae_file), "photos": len(pairs.photos), "names": names, "image_size": pairs.image_size,
             "source_size": pairs.source_size}  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import hashlib
 import json
 import os
 import re
@@ -171,6 +172,12 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """The sum of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
