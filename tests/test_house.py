@@ -71,6 +71,8 @@ def test_arrows_run_one_way() -> None:
         "model",
         "data",
         "sample",
+        "playground",
+        "study",
         "train",
         "convert",
     ]
