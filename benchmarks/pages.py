@@ -100,7 +100,9 @@ def bars(folder: Path) -> None:
         r2g, g2r, _ = odds[group["method"]]
         judged = [str(rng.choice(["real", "generated"], p=[1 - r2g, r2g] if answer == "real" else [g2r, 1 - g2r]))
                   for answer in group["answers"]]  # fmt: skip
-        compared = [int(rng.choice(3, p=[odds[name][2] for name in question["methods"]])) for question in key["compared"]]
+        compared = [
+            int(rng.choice(3, p=[odds[name][2] for name in question["methods"]])) for question in key["compared"]
+        ]
         answers = {"study": key["study"], "volunteer": volunteer, "judged": judged, "compared": compared}
         write_json(folder / "answers" / f"{volunteer}.json", answers)
     files = map(str, sorted((folder / "answers").iterdir()))

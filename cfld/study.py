@@ -216,7 +216,9 @@ def draw_bars(scores: dict[str, dict[str, Any]], width: int = 900, height: int =
     image = Image.new("RGB", (width, height), "white")
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     left, top, right, bottom = 60, 50, width - 20, height - 40
-    ends = [value for entry in scores.values() for m in MEASURES for value in (entry[m], *(entry[f"{m} interval"] or []))]
+    ends = [
+        value for entry in scores.values() for m in MEASURES for value in (entry[m], *(entry[f"{m} interval"] or []))
+    ]
     highest = max([10.0, *(value for value in ends if value is not None)]) * 1.12
 
     def y(percent: float) -> float:

@@ -14,7 +14,18 @@ from scipy import stats
 
 from cfld.data import read_pairs, table_path
 from cfld.files import UserError, read_json
-from cfld.study import COLOURS, MEASURES, build, choose_pairs, draw_bars, interval, main, read_answers, result_path, score
+from cfld.study import (
+    COLOURS,
+    MEASURES,
+    build,
+    choose_pairs,
+    draw_bars,
+    interval,
+    main,
+    read_answers,
+    result_path,
+    score,
+)
 
 METHODS = {"ours": (200, 30, 30), "second best": (30, 200, 30), "PIDM": (30, 30, 200)}
 NAMES = {"ours": "{}_2_{}_vis.png", "second best": "{}_to_{}.png", "PIDM": "{}_{}.png"}
@@ -265,7 +276,9 @@ def test_a_volunteer_answers_leaves_comes_back_and_saves_what_is_scored(study: P
         above, *choices = shown(page, content)
         question = next(n for n, other in enumerate(content["compared"]) if other["truth"] == above)
         assert sorted(choices) == sorted(content["compared"][question]["pictures"])
-        methods = dict(zip(content["compared"][question]["pictures"], key["compared"][question]["methods"], strict=True))
+        methods = dict(
+            zip(content["compared"][question]["pictures"], key["compared"][question]["methods"], strict=True)
+        )
         places.append([methods[number] for number in choices].index("PIDM" if i else "ours"))
         orders -= {tuple(choices)}
         page.get_by_role("button", name=f"Picture {places[-1] + 1}").click()
