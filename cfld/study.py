@@ -127,9 +127,9 @@ def build(
         pictures = [str(result_path(methods[name], pair)) for name in order]
         questions.append({"truth": str(truth(pair)), "pictures": pictures, "methods": order})
 
-    paths = {path for group in groups for path in group["pictures"]}
-    paths |= {path for question in questions for path in (question["truth"], *question["pictures"])}
-    paths = [sorted(paths)[i] for i in rng.permutation(len(paths))]
+    used = {path for group in groups for path in group["pictures"]}
+    used |= {path for question in questions for path in (question["truth"], *question["pictures"])}
+    paths = [sorted(used)[i] for i in rng.permutation(len(used))]
     number = {path: i for i, path in enumerate(paths)}
     study = {
         "judged": [[number[path] for path in group["pictures"]] for group in groups],
@@ -196,7 +196,7 @@ def interval(shares: np.ndarray) -> list[float] | None:
 
 
 def score(answers: list[Answers], methods: list[str]) -> dict[str, dict[str, Any]]:
-    """All volunteers' answers -> by method R2G, G2R, Jab and their intervals in percent, None where nobody was asked."""
+    """All volunteers' answers -> by method R2G, G2R, Jab and their intervals in percent, None where none was asked."""
     scores = {}
     for name in methods:
         own = [a for a in answers if a.method == name]

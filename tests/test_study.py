@@ -128,9 +128,9 @@ def test_a_study_is_a_function_of_its_seed(fashion: Path, results: dict[str, Pat
     assert key["compared"] == [] and content_of(page)["compared"] == []
 
 
-def said(study: Path, folder: Path, volunteer: int, judged: list[str], compared: list[str], **changes: object) -> Path:
+def said(page: Path, folder: Path, volunteer: int, judged: list[str], compared: list[str], **changes: object) -> Path:
     """A file of answers: to part 1 in the key's order, to part 2 by method."""
-    key = read_json(study.with_suffix(".key.json"))
+    key = read_json(page.with_suffix(".key.json"))
     chosen = [q["methods"].index(name) for q, name in zip(key["compared"], compared, strict=True)]
     answers = {"study": key["study"], "volunteer": volunteer, "judged": judged, "compared": chosen, **changes}
     path = folder / f"answers-{volunteer}.json"
