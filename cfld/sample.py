@@ -9,7 +9,7 @@ Letters in shapes: B pictures, S source images, R rows of Eq. 7 whose weight is 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,7 @@ def sample(
     guidance_interval: tuple[float, float] = (0, math.inf),
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     progress: bool = False,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
@@ -118,6 +119,7 @@ def sample(
         guidance_interval=guidance_interval,
         generator=generator,
         progress=progress,
+        on_step=on_step,
     )
 
 
@@ -135,6 +137,7 @@ def denoise(
     guidance_interval: tuple[float, float] = (0, math.inf),
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     progress: bool = False,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Paint what conditions of B rows say.
 
@@ -142,6 +145,7 @@ def denoise(
     pose_scale, appearance_scale: w_pose and w_app of Eq. 7
     guidance_interval: the timesteps (lowest, highest) at which Eq. 7 is used; at others the full row stands alone
     generator: one, or a list of one a picture; None draws from torch's global one
+    on_step: called after step i = 0, 1, ... with i and the x_0 predicted there, (B, 4, 64, 64); what it raises ends all
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
     if sampler not in SAMPLERS:
@@ -166,6 +170,8 @@ def denoise(
         x_0 = scheduler.clean_latents(latents, noise_pred, t)
         latents = take_step(scheduler, latents, noise_pred, t, t_next, noise, past)
         past = [*past[-1:], (t, x_0)]
+        if on_step is not None:
+            on_step(timesteps.index(t), x_0)
     return vae.decode(latents.to(weight.dtype)).clamp(-1, 1)
 
 
@@ -206,13 +212,14 @@ def generate(
     guidance_interval: tuple[float, float] = (0, math.inf),
     seed: int = 0,
     progress: bool = False,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> list[Image.Image]:
     """The person of a photo in other poses.
 
     photo: a picture of one person, about 256x176 in shape
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
-    steps, sampler, pose_scale, appearance_scale, guidance_interval: see denoise
+    steps, sampler, pose_scale, appearance_scale, guidance_interval, on_step: see denoise
     seed: of the first picture; the next has seed + 1, and so on
     -> B pictures
     """
@@ -232,6 +239,7 @@ def generate(
         guidance_interval=guidance_interval,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
         progress=progress,
+        on_step=on_step,
     )
     return to_pictures(images, size or default_size(config.image_size))
 

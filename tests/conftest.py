@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def micro_json(micro_folder: Path) -> str:
 @pytest.fixture(scope="session")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample photos, prepared. Tests only read it."""
-    import shutil
-
     root = tmp_path_factory.mktemp("data") / "fashion sample"
     shutil.copytree(DATA / "fashion", root)
     prepare(root)
@@ -72,3 +71,33 @@ def fails(capsys: pytest.CaptureFixture[str]):
         return lines[0]
 
     return check
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, the machine's own, driven by playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="the pages are tested with playwright: pip install it")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("the pages are tested in Chromium, and none is on the PATH: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path)
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(address, width=, scheme=) opens a page in a profile of its own. The test fails if a script of it does."""
+    contexts, errors = [], []
+
+    def open_page(address: str, width: int = 1280, height: int = 900, scheme: str = "light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: errors.append(error))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors

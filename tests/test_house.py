@@ -74,6 +74,8 @@ def test_arrows_run_one_way() -> None:
         "sample",
         "protocol",
         "figure",
+        "playground",
+        "study",
         "evaluate",
         "train",
         "convert",

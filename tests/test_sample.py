@@ -116,6 +116,27 @@ def test_guidance_acts_within_its_interval_and_the_full_row_stands_alone_elsewhe
     assert relative_error(inner, guided) > 1e-3 and relative_error(inner, plain) > 1e-3
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_step_is_told_with_what_it_predicts_and_changes_nothing(sampler: str) -> None:
+    model, vae = micro_model()
+    told: list[tuple[int, torch.Tensor]] = []
+    paint = lambda **more: sample(  # noqa: E731
+        model,
+        vae,
+        Scheduler(),
+        *inputs(model),
+        steps=3,
+        sampler=sampler,
+        generator=torch.Generator().manual_seed(3),
+        **more,
+    )
+    watched = paint(on_step=lambda i, x_0: told.append((i, x_0)))
+    assert torch.equal(watched, paint())
+    assert [i for i, _ in told] == [0, 1, 2] and all(x_0.shape == (2, 4, 8, 8) for _, x_0 in told)
+    if sampler == "ddpm":  # whose last step returns the x_0 predicted there
+        assert torch.equal(vae.decode(told[-1][1]).clamp(-1, 1), watched)
+
+
 def test_pictures_are_rounded_clamped_and_of_the_size_asked_for() -> None:
     images = torch.stack([torch.full((3, 16, 16), 3.0), torch.full((3, 16, 16), 0.0)])
     white, grey = to_pictures(images, (24, 10))
