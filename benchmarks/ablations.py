@@ -86,7 +86,7 @@ def train(argv: Sequence[str]) -> None:
 def trained_otherwise(run: Path, argv: Sequence[str]) -> str | None:
     """The first option in which a run that is done differs from what is asked; None if it is that run."""
     saved = read_json(run / "config.json")["options"]
-    for flag, value in zip(argv[::2], argv[1::2], strict=True):
+    for flag, value in dict(zip(argv[::2], argv[1::2], strict=True)).items():  # of two, the last counts
         found = saved.get(flag.removeprefix("--").replace("-", "_"))
         if str(found) != value and (not isinstance(found, float) or found != float(value)):
             return f"{flag} {found}, not {value}"

@@ -507,7 +507,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     if config.unet_trainable != "all":
         raise UserError(
             f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
-            f"cannot start from nothing; make the folder with python -m cfld.convert init"
+            f"cannot start from nothing; make the folder with python -m cfld.convert init, or --stage base for tiny"
         )
     if config.prompt == "clip":
         raise UserError(
