@@ -72,7 +72,7 @@ def main() -> None:
         train("--init", start, "--out", str(RUN / "cfld"), "--steps", str(STEPS), "--ema", "0.99", *common)
 
     model, vae = load(RUN / "cfld" / "model")
-    pairs = FashionPairs(data, "train", model.config.image_size, model.config.swin.image_size)
+    pairs = FashionPairs(data, "train", model.config.image_size, model.config.source_size)
     batch = collate([pairs[i] for i in range(len(pairs))])
     sources, targets = (to_range(x) for x in batch.images.chunk(2))
     source_images, poses = (

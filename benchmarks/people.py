@@ -137,7 +137,7 @@ def photographs(shots: Sequence[Shot], config: CFLDConfig) -> list[Photo]:
             picture = Image.fromarray(shot.image)
             labels = np.asarray(Image.fromarray(shot.labels).resize((size, size), Image.Resampling.NEAREST))
             keypoints = torch.from_numpy(shot.annotation.astype(np.float32))
-            squares = to_square(picture, config.swin.image_size), to_square(picture, size)
+            squares = to_square(picture, config.source_size), to_square(picture, size)
             photos.append(Photo(*squares, labels, keypoints))
     return photos
 

@@ -1,6 +1,7 @@
 """The whole method's configuration: the parts' configs side by side, and one check of each seam between them.
 
 Presets: SD15, the paper's model on Stable Diffusion 1.5, and TINY, the same classes at widths that a laptop trains.
+ABLATIONS: the rows B1 to B5 of Table 3, each as the fields in which it differs from the whole method.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfld.adapter import AdapterConfig
+from cfld.clip import CLIPConfig
 from cfld.files import UserError, read_json
 from cfld.hga import HGAConfig
 from cfld.prd import PRDConfig
@@ -19,6 +21,7 @@ from cfld.unet import UNetConfig
 from cfld.vae import VAEConfig
 
 TRAINABLE = ("cross_kv", "cross_qkv", "all")
+PROMPTS = ("prd", "multi_scale", "clip", "swin")
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,27 @@ class CFLDConfig:
     unet_trainable: str = (
         "cross_kv"  # to_k, to_v of the biased cross-attentions; cross_qkv: to_q as well; all: the UNet
     )
+    prompt: str = "prd"  # what the UNet attends to; the others are baselines: cfld.ablations
+    biases: bool = True  # of the queries, by H_A
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     swin: SwinConfig = field(default_factory=SwinConfig)
     prd: PRDConfig = field(default_factory=PRDConfig)
     hga: HGAConfig = field(default_factory=HGAConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)  # of prompt clip alone
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
         unet, vae, swin, prd, hga, adapter = self.unet, self.vae, self.swin, self.prd, self.hga, self.adapter
         if self.unet_trainable not in TRAINABLE:
             raise ValueError(f"unet_trainable must be one of {', '.join(TRAINABLE)}, found {self.unet_trainable!r}")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, found {self.prompt!r}")
+        if self.biases and self.prompt in ("multi_scale", "clip"):
+            raise ValueError(
+                f"biases must be false with prompt {self.prompt}, found true: f_1 to f_3 are in the prompt, or absent"
+            )
 
         def seam(left: str, found: Any, right: str, expected: Any) -> None:
             if found != expected:
@@ -75,6 +87,21 @@ class CFLDConfig:
                 f"the VAE divides it by {factor}, the UNet by {halvings}"
             )
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is the paper's method and none of its baselines with other parts."""
+        return self.prompt == "prd" and self.biases
+
+    @property
+    def source_size(self) -> int:
+        """Side of the square that photos are stretched to for the source encoder."""
+        return self.clip.image_size if self.prompt == "clip" else self.swin.image_size
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return {"prd": self.prd.num_queries, "clip": 1}.get(self.prompt, self.swin.map_sizes[-1] ** 2)
+
 
 SD15 = CFLDConfig()
 
@@ -92,6 +119,24 @@ TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
 )
 
 PRESETS = {"sd15": SD15, "tiny": TINY}
+
+ABLATIONS: dict[str, dict[str, Any]] = {  # the columns "Prompt", "Biasing" and, where it is not K, V, "Trainable"
+    "B1": {"prompt": "multi_scale", "biases": False},
+    "B2": {"prompt": "clip", "biases": False},
+    "B3": {"prompt": "prd", "biases": False},
+    "B4": {"prompt": "prd", "biases": False, "unet_trainable": "cross_qkv"},
+    "B5": {"prompt": "swin", "biases": True},
+}
+
+
+def ablation(config: CFLDConfig, name: str) -> CFLDConfig:
+    """The whole method's config as a row of Table 3. Raises UserError if it is one of its baselines already."""
+    if not config.whole:
+        raise UserError(
+            f"ablation {name} must be made of the whole method, found a config of prompt {config.prompt!r} and biases "
+            f"{config.biases}: leave --ablation out to train that one"
+        )
+    return dataclasses.replace(config, **ABLATIONS[name])
 
 
 def to_dict(config: CFLDConfig) -> dict[str, Any]:
@@ -120,7 +165,7 @@ def _parse(value: Any, hint: Any, name: str) -> Any:
         return tuple(_parse(item, typing.get_args(hint)[0], name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise ValueError(f"{name} must be {hint.__name__}, found {value!r}")
     if hint is int and value < 1:
         raise ValueError(f"{name} must be at least 1, found {value}")

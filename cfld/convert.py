@@ -2,6 +2,7 @@
 
     python -m cfld.convert init --unet F --vae F --swin F --out DIR       a model folder to train from
     python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin F --out DIR
+    python -m cfld.convert init --ablation B2 --unet F --vae F --clip F --out DIR     for a baseline of Table 3
     python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae F --out DIR
     python -m cfld.convert export --to official|diffusers DIR OUT         names that other code reads
 
@@ -23,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfld.ablations import substitutes
 from cfld.adapter import PoseAdapter
-from cfld.config import SD15, CFLDConfig, read_config
+from cfld.clip import CLIPConfig, CLIPImageEncoder
+from cfld.config import ABLATIONS, SD15, CFLDConfig, ablation, read_config
 from cfld.files import (
     HelpFormatter,
     UserError,
@@ -182,6 +185,23 @@ SWIN_TRANSFORMERS: Rules = [  # query, key and value are joined to qkv first
     ("output.dense",                                    "mlp.2"),
 ]  # fmt: skip
 
+CLIP_TRANSFORMERS: Rules = [
+    ("embeddings.class_embedding",           "class_token"),
+    ("embeddings.patch_embedding",           "patch_embed"),
+    ("embeddings.position_embedding.weight", "positions"),
+    ("pre_layrnorm",                         "norm_in"),  # their spelling
+    ("encoder.layers",                       "blocks"),
+    ("self_attn.q_proj",                     "attention.to_q"),
+    ("self_attn.k_proj",                     "attention.to_k"),
+    ("self_attn.v_proj",                     "attention.to_v"),
+    ("self_attn.out_proj",                   "attention.to_out"),
+    ("layer_norm1",                          "norm1"),
+    ("layer_norm2",                          "norm2"),
+    ("mlp.fc1",                              "mlp.0"),
+    ("mlp.fc2",                              "mlp.2"),
+    ("post_layernorm",                       "norm_out"),
+]  # fmt: skip
+
 PRD_OFFICIAL: Rules = [  # the cross-attention, although it comes first, is their second; each norm goes with its number
     ("query_feat",    "queries"),
     ("pos_embed",     "query_positions"),
@@ -219,13 +239,18 @@ SWIN_REST = [
     (r"(norm|swin\.layernorm)\.(weight|bias)$", "CFLD takes the last map without a norm"),
     (r"(head|head\.fc|classifier)\.(weight|bias)$", "the ImageNet classifier"),
 ]
+CLIP_REST = [
+    (r"(text_model\.|text_projection|logit_scale$)", "CLIP's text encoder"),
+    (r"visual_projection", "B2 takes the pooled output before it"),
+    (r"vision_model\.embeddings\.position_ids$", "0, 1, 2, ..."),
+]
 
 
 @dataclass(frozen=True)
 class Layout:
     """How one public file names a component."""
 
-    component: str  # what it holds: UNet, VAE, Swin or CFLD (all but UNet and VAE)
+    component: str  # what it holds: UNet, VAE, Swin, CLIPImageEncoder or CFLD (all but UNet and VAE)
     name: str
     signature: str  # a tensor that only this layout has
     parts: Sequence[tuple[str, str, Rules]]  # their prefix, our prefix, the rules between
@@ -263,6 +288,8 @@ LAYOUTS = [
            [("swin.", "", SWIN_TRANSFORMERS)], SWIN_REST),
     Layout("Swin", "timm", "layers.3.downsample.norm.weight", [("", "", SWIN_TIMM)], SWIN_REST),
     Layout("Swin", "Microsoft", "layers.0.downsample.norm.weight", [("", "", SWIN_MICROSOFT)], SWIN_REST),
+    Layout("CLIPImageEncoder", "transformers", "vision_model.embeddings.class_embedding",
+           [("vision_model.", "", CLIP_TRANSFORMERS)], CLIP_REST),
     Layout("CFLD", "official CFLD", "learnable_vector",
            [("backbone.",           "source_encoder.", SWIN_MICROSOFT),
             ("decoder.",            "prd.",            PRD_OFFICIAL),
@@ -365,6 +392,16 @@ def load_swin(path: str | Path, config: SwinConfig = SwinConfig(), dtype: torch.
     return swin
 
 
+def load_clip(
+    path: str | Path, config: CLIPConfig = CLIPConfig(), dtype: torch.dtype = torch.float32
+) -> CLIPImageEncoder:
+    """CLIP's image encoder from transformers' file. Raises UserError unless the file holds exactly this one."""
+    with torch.device("meta"):
+        clip = CLIPImageEncoder(config)
+    assign(clip, to_ours(read_tensors(path), "CLIPImageEncoder", path), path, dtype)
+    return clip
+
+
 def load_official(
     model_path: str | Path, unet_path: str | Path, config: CFLDConfig = SD15, dtype: torch.dtype = torch.float32
 ) -> CFLD:
@@ -389,7 +426,12 @@ def in_layout(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 
 def export_official(model: CFLD, folder: Path) -> None:
-    """Write the two files of the official checkpoint, as safetensors."""
+    """Write the two files of the official checkpoint, as safetensors. Raises UserError for a baseline of Table 3."""
+    if not model.config.whole:
+        raise UserError(
+            f"the official layout is of the whole method alone, found prompt {model.config.prompt!r} and biases "
+            f"{model.config.biases}; --to diffusers writes the UNet and the VAE of any model"
+        )
     write_tensors(folder / "pytorch_model.safetensors", in_layout(model, layout_of("CFLD", "official CFLD")))
     write_tensors(folder / "pytorch_model_1.safetensors", in_layout(model.unet, layout_of("UNet", "official CFLD")))
 
@@ -436,23 +478,33 @@ def export_diffusers(model: CFLD, vae: VAE, folder: Path) -> None:
 
 
 def init(options: argparse.Namespace) -> None:
-    """Public UNet, VAE and Swin, and fresh PRD, HGA, pose adapter and unconditional prompt."""
+    """Public UNet, VAE and Swin (or CLIP), and fresh PRD, HGA, pose adapter and unconditional prompt."""
     config = read_config(options.config) if options.config else SD15
+    if options.ablation:
+        config = ablation(config, options.ablation)
     unet_path, vae_path = options.unet or options.sd, options.vae or options.sd
     if unet_path is None or vae_path is None:
         raise UserError(
             "a UNet and a VAE are needed: give --unet and --vae, or --sd for the single file that holds both"
+        )
+    needed, other = ("clip", "swin") if config.prompt == "clip" else ("swin", "clip")
+    if not getattr(options, needed) or getattr(options, other):
+        raise UserError(
+            f"a model of prompt {config.prompt} needs --{needed} FILE and no --{other}: weights/README.md says where "
+            f"the file comes from"
         )
     vae = load_vae(vae_path, config.vae)
     torch.manual_seed(options.seed)
     with torch.device("meta"):
         model = CFLD(config)
     model.unet = load_unet(unet_path, config.unet)
-    model.source_encoder = load_swin(options.swin, config.swin)
     model.prd = PerceptionRefinedDecoder(config.prd)
     model.hga = HybridGranularityAttention(config.hga)
     model.pose_adapter = PoseAdapter(config.adapter)
     model.null_prompt = nn.Parameter(torch.randn(model.null_prompt.shape))
+    source_encoder = load_clip(options.clip, config.clip) if options.clip else load_swin(options.swin, config.swin)
+    for name, part in {**substitutes(config), "source_encoder": source_encoder}.items():
+        setattr(model, name, part)
     save(options.out, model, vae)
 
 
@@ -484,9 +536,9 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
     sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors or sd-vae-ft-mse")
     sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors instead of the two")
-    sub.add_argument(
-        "--swin", metavar="FILE", required=True, help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'"
-    )
+    sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
+    sub.add_argument("--clip", metavar="FILE", help="for B2 instead of Swin: clip-vit-large-patch14/model.safetensors")
+    sub.add_argument("--ablation", choices=ABLATIONS, help="a row of Table 3 instead of the whole method")
     sub.add_argument("--seed", type=int, default=0, help="seed of the fresh parts")
     sub.set_defaults(run=init)
 

@@ -463,7 +463,7 @@ def check_manifest(folder: Path, expected: dict[str, Any]) -> None:
 def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Encode every photo of the training pairs once. What an interrupted run has written is kept."""
     config = read_config(model / "config.json")
-    pairs = FashionPairs(root, "train", config.image_size, config.swin.image_size)
+    pairs = FashionPairs(root, "train", config.image_size, config.source_size)
     expected = manifest(pairs, model / "vae.safetensors")
     if (out / "manifest.json").is_file():
         check_manifest(out, expected)

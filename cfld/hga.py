@@ -76,9 +76,10 @@ class HGABranch(nn.Module):
 
     def forward(self, source_feature: Tensor) -> Tensor:
         """source_feature (B, C, h, w) -> query bias (B, h*w, C'), row-major."""
-        h = source_feature.shape[2]
-        tokens = self.blocks(rearrange(self.conv_in(source_feature), "b c h w -> b (h w) c"))
-        return rearrange(self.conv_out(rearrange(tokens, "b (h w) c -> b c h w", h=h)), "b c h w -> b (h w) c")
+        x = self.conv_in(source_feature)
+        tokens = self.blocks(rearrange(x, "b c h w -> b (h w) c"))
+        x = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
+        return rearrange(self.conv_out(x), "b c h w -> b (h w) c")
 
 
 class HybridGranularityAttention(nn.Module):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cfld.ablations import substitutes
 from cfld.adapter import PoseAdapter
 from cfld.config import CFLDConfig, read_config, to_dict
 from cfld.files import UserError, atomic, read_safetensors, write_json, write_tensors
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told beside z_t and t. It depends on no timestep: made once an image, used at every step."""
+    """What the UNet is told beside z_t and t. It depends on no timestep: made once an image, used at every step.
+
+    In baseline B1 query_biases are nine of (B, Q, D) that are added to the prompt, not to the queries.
+    """
 
     prompt: Tensor  # (B, Q, D): F_d^out, or the unconditional prompt
     pose_features: list[Tensor] | None  # three maps, finest first; None: no pose
@@ -52,11 +56,15 @@ class CFLD(nn.Module):
         self.pose_adapter = PoseAdapter(config.adapter)
         self.unet = UNet(config.unet)
         self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
+        for name, part in substitutes(config).items():  # none, but in the baselines of Table 3
+            setattr(self, name, part)
         self.freeze()
 
     def freeze(self) -> None:
-        """Set requires_grad: everything but the UNet trains, and of the UNet what config.unet_trainable says."""
+        """Set requires_grad: everything but the UNet (and baseline B2's CLIP) trains, and of the UNet what
+        config.unet_trainable says."""
         self.requires_grad_(True)
+        self.source_encoder.requires_grad_(self.config.prompt != "clip")
         if self.config.unet_trainable == "all":
             return
         self.unet.requires_grad_(False)
@@ -83,10 +91,12 @@ class CFLD(nn.Module):
             )
         source_features = self.source_encoder(source_images, depth_draws)
         prompt = self.prd(source_features[-1])
-        query_biases = self.hga(source_features)
+        query_biases = None if self.hga is None else self.hga(source_features)
         copies = rows // sources
         return Conditions(
-            prompt.repeat(copies, 1, 1), self.pose_adapter(poses), [bias.repeat(copies, 1, 1) for bias in query_biases]
+            prompt.repeat(copies, 1, 1),
+            self.pose_adapter(poses),
+            query_biases and [bias.repeat(copies, 1, 1) for bias in query_biases],
         )
 
     def drop(self, conditions: Conditions, dropped: Tensor, recipe: str) -> Conditions:
@@ -96,18 +106,22 @@ class CFLD(nn.Module):
         recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features); "released",
             as the released checkpoints were trained, the prompt alone
         """
-        prompt = torch.where(dropped[:, None, None], self.null_prompt.to(conditions.prompt.dtype), conditions.prompt)
-        if recipe == "released":
-            return Conditions(prompt, conditions.pose_features, conditions.query_biases)
-        if recipe != "paper":
+        if recipe not in ("paper", "released"):
             raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")
-        pose_features = conditions.pose_features and _rows(conditions.pose_features, ~dropped)
-        query_biases = conditions.query_biases and _rows(conditions.query_biases, ~dropped)
+        prompt = torch.where(dropped[:, None, None], self.null_prompt.to(conditions.prompt.dtype), conditions.prompt)
+        pose_features, query_biases = conditions.pose_features, conditions.query_biases
+        if recipe == "paper":
+            pose_features = pose_features and _rows(pose_features, ~dropped)
+        if recipe == "paper" or self.config.prompt == "multi_scale":  # of B1 they are the prompt
+            query_biases = query_biases and _rows(query_biases, ~dropped)
         return Conditions(prompt, pose_features, query_biases)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t."""
         prompt, pose_features, query_biases = conditions.prompt, conditions.pose_features, conditions.query_biases
+        if self.config.prompt == "multi_scale" and query_biases is not None:
+            up_prompts = [prompt + bias for bias in query_biases]
+            return self.unet(noisy_latents, timesteps, prompt, pose_features, up_prompts=up_prompts)
         return self.unet(noisy_latents, timesteps, prompt, pose_features, query_biases)
 
 

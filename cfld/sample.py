@@ -225,7 +225,7 @@ def generate(
     """
     config, device = model.config, model.null_prompt.device
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device).reshape(-1, 18, 2)
-    source_images = to_range(to_square(photo, config.swin.image_size)[None].to(device))
+    source_images = to_range(to_square(photo, config.source_size)[None].to(device))
     images = sample(
         model,
         vae,

@@ -4,6 +4,7 @@
     python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
     python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
     python -m cfld.train --preset tiny --init RUN_VAE/model --data people:2000x4 --out RUN     (embedded people)
+    python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the whole method
     python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
     python -m cfld.train --dry-run ...                            what it needs of memory and time
     python -m cfld.train --plot RUN                               the curves of its log, as RUN/plot.png
@@ -50,7 +51,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from cfld.config import PRESETS, CFLDConfig, from_dict, read_config, to_dict
+from cfld.config import ABLATIONS, PRESETS, CFLDConfig, ablation, from_dict, read_config, to_dict
 from cfld.data import (
     Batch,
     Cache,
@@ -110,6 +111,8 @@ class TrainConfig:
 
     preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
     config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
+    ablation: str | None = option(None, "train this row of Table 3 instead of the whole method (docs/ablations.md)",
+                                  choices=tuple(ABLATIONS))  # fmt: skip
     init: str | None = option(None, "model folder to start from: cfld.convert init makes one, or --stage vae for tiny")
     data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
     cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
@@ -164,7 +167,7 @@ class TrainConfig:
         for name in ("ema", "decay_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
-        for name in ("init", "cache"):
+        for name in ("init", "cache", "ablation"):
             if self.stage == "vae" and getattr(self, name):
                 raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
         for name in ("init", "data", "config"):
@@ -282,16 +285,16 @@ class AttributePrompt(nn.Module):
 
     def __init__(self, num_attributes: int, config: CFLDConfig):
         super().__init__()
-        self.num_queries = config.prd.num_queries
+        self.num_tokens = config.prompt_tokens
         self.layers = nn.Sequential(
             nn.Linear(num_attributes, 2 * config.prd.width),
             nn.SiLU(),
-            nn.Linear(2 * config.prd.width, config.prd.num_queries * config.prd.width),
+            nn.Linear(2 * config.prd.width, self.num_tokens * config.prd.width),
         )
 
     def forward(self, attributes: Tensor) -> Tensor:
         """attributes (B, A) -> prompt (B, Q, D)."""
-        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_queries)
+        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_tokens)
 
 
 def base_loss(
@@ -447,14 +450,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def architecture(options: TrainConfig) -> CFLDConfig:
-    """What --preset or --config says, with the VAE's scale of --init. Raises UserError if --init has another."""
+    """What --preset or --config and --ablation say, with the VAE's scale of --init. Raises UserError if --init has
+    another."""
     config = read_config(options.config) if options.config else PRESETS[options.preset]
+    if options.ablation:
+        config = ablation(config, options.ablation)
     if options.init is None:
         return config
     found = read_config(Path(options.init) / "config.json")
+    vae_alone = not (Path(options.init) / "model.safetensors").is_file()
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
+    if vae_alone:  # and no matter what it was trained for
+        found = dataclasses.replace(config, vae=found.vae)
     if differs := difference(dataclasses.replace(found, unet_trainable=config.unet_trainable), config):
         asked = f"--config {options.config}" if options.config else f"--preset {options.preset}"
+        if options.ablation:
+            asked += f" --ablation {options.ablation} (which python -m cfld.convert init takes as well)"
         raise UserError(f"--init {options.init} holds another architecture than {asked}: {differs}")
     return config
 
@@ -497,7 +508,12 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     if config.unet_trainable != "all":
         raise UserError(
             f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
-            f"cannot start from nothing; make the folder with python -m cfld.convert init"
+            f"cannot start from nothing; make the folder with python -m cfld.convert init, or --stage base for tiny"
+        )
+    if config.prompt == "clip":
+        raise UserError(
+            f"{options.init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot "
+            f"train from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
         )
     tqdm.write(f"{options.init} holds a VAE alone: everything else starts from seed {options.seed}")
     model = CFLD(config)
@@ -612,7 +628,7 @@ class Run:
             raise UserError(
                 "--data ROOT is needed: a folder in DeepFashion's layout, prepared by python -m cfld.data prepare ROOT"
             )
-        self.sizes = self.config.image_size, self.config.swin.image_size
+        self.sizes = self.config.image_size, self.config.source_size
         self.pairs = open_pairs(options.data, "train", *self.sizes)
         if options.cache:
             if not (isinstance(self.pairs, FashionPairs) and options.init):
@@ -661,7 +677,10 @@ class Run:
         self.state = State(trained, averages, optimizer, scaler, self.config, base)
         self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.attribute_prompt)
         if self.world > 1:
-            self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
+            unused = self.config.prompt == "multi_scale"  # B1 does without f_4, the rest uses all that trains
+            self.objective = DistributedDataParallel(
+                self.objective, broadcast_buffers=False, find_unused_parameters=unused
+            )
         self.board: Any = None
         self.stop: signal.Signals | None = None  # what somebody has asked this process to stop with
         if force and not resume and self.writes:

@@ -231,14 +231,19 @@ class UpBlock(nn.Module):
         self.upsample = Upsample(width) if level > 0 else None
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], time_emb: Tensor, prompt: Tensor, query_biases: Sequence[Tensor | None]
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time_emb: Tensor,
+        prompts: Sequence[Tensor],
+        query_biases: Sequence[Tensor | None],
     ) -> Tensor:
-        """x (B, C, H, W), skips in the order of use, time_emb (B, E), prompt (B, L, P), query_biases one an attention
-        -> (B, C', 2H, 2W); the finest level keeps H and W."""
+        """x (B, C, H, W), skips in the order of use, time_emb (B, E), prompts (B, L, P) and query_biases one an
+        attention -> (B, C', 2H, 2W); the finest level keeps H and W."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(torch.cat([x, skip], dim=1), time_emb)
             if self.attentions:
-                x = self.attentions[i](x, prompt, query_biases[i])
+                x = self.attentions[i](x, prompts[i], query_biases[i])
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -264,6 +269,7 @@ class UNet(nn.Module):
         prompt: Tensor,
         pose_features: Sequence[Tensor] | None = None,
         query_biases: Sequence[Tensor] | None = None,
+        up_prompts: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predict the noise in noisy latents.
 
@@ -273,6 +279,7 @@ class UNet(nn.Module):
         pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4), or None for no pose
         query_biases: nine of (B, N, C), row-major, in the order met: three of (B, hw/16, 1280), three of
             (B, hw/4, 640), three of (B, hw, 320); or None for no bias
+        up_prompts: nine of (B, L, 768), what those cross-attentions attend to instead (baseline B1); or None
         -> noise_pred (B, 4, h, w)
         """
         time_emb = self.time_mlp(timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype))
@@ -286,10 +293,11 @@ class UNet(nn.Module):
 
         x = self.mid(x, time_emb, prompt)
 
-        biases = iter(query_biases or ())
+        biases, prompts = iter(query_biases or ()), iter(up_prompts or ())
         for up in self.up:
             level_skips = [skips.pop() for _ in up.resnets]  # type: ignore[union-attr]
             level_biases = [next(biases, None) for _ in up.attentions]  # type: ignore[union-attr]
-            x = up(x, level_skips, time_emb, prompt, level_biases)
+            level_prompts = [next(prompts, prompt) for _ in up.attentions]  # type: ignore[union-attr]
+            x = up(x, level_skips, time_emb, level_prompts, level_biases)
 
         return self.conv_out(F.silu(self.norm_out(x)))

@@ -13,6 +13,7 @@ from references import DATA, diffusers_vae, noise, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cfld.clip import CLIPImageEncoder
 from cfld.config import SD15, to_dict
 from cfld.convert import LAYOUTS, in_layout, layout_of, load_official, load_swin, load_unet, load_vae, main, to_ours
 from cfld.files import UserError
@@ -60,7 +61,8 @@ def test_microsofts_swin_is_read_whole_and_its_tables_resized() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.component}-{x.name}".replace(" ", "_"))
 def test_every_layout_translates_there_and_back(layout, full: CFLD) -> None:
     with torch.device("meta"):
-        module = {"UNet": full.unet, "VAE": VAE(), "Swin": full.source_encoder, "CFLD": full}[layout.component]
+        parts = {"UNet": full.unet, "VAE": VAE(), "Swin": full.source_encoder, "CFLD": full}
+        module = (parts | {"CLIPImageEncoder": CLIPImageEncoder()})[layout.component]
     ours = [name for name in module.state_dict() if not name.startswith("unet.")]
     theirs = [layout.theirs(name) for name in ours]
     assert len(set(theirs)) == len(theirs)

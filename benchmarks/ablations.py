@@ -1,0 +1,208 @@
+"""Table 3 in small: TINY as the whole method and as its baselines, trained equally long, on people never trained on.
+
+    python benchmarks/ablations.py --data DIR --cache DIR --init VAE --steps 4000       run it again to go on
+    python benchmarks/ablations.py --data people:2000x4 --init VAE --steps 4000
+
+Trains the whole method, B3 and B5 with each of the seeds and B1 with the first, one after the other, in
+OUT_RUNS/STEPS_steps/ROW_seedN, each by python -m cfld.train; the first seed of every row comes first. All rows have the
+same pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After
+each training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and
+.md (mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public
+encoder, B4 since all of TINY's UNet trains. SIGTERM and Ctrl-C let the training that runs save first.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from machine import machine, machine_line
+from people import (
+    PAIRS,
+    Numbers,
+    Pair,
+    Pictures,
+    baselines,
+    errors,
+    images_of,
+    mean,
+    measure_pairs,
+    paint,
+    pixels,
+    reconstruct,
+    score,
+)
+from tqdm import tqdm
+
+from cfld import TINY, load
+from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+ROWS, ONCE = ("whole", "B3", "B5", "B1"), ("B1",)  # what is trained, and what of it with the first seed alone
+TRAINING = (
+    "--preset tiny --batch 16 --lr 4e-4 --warmup 100 --decay-at 0.8 --ema 0.999 --save-every 250 --sample-every 0"
+)
+GARMENTS = ("top", "jacket", "bottom")
+MEASURES = {"error": 4, "IoU": 3, "PSNR": 2, "SSIM": 4, "garments": 4}  # and their decimals in the table
+
+
+# ---------------------------------------------------------------------------------------------------------------- queue
+
+
+def queue(seeds: int) -> list[tuple[str, int]]:
+    """What is trained, in order: (row, seed)."""
+    return [(row, seed) for seed in range(seeds) for row in ROWS if seed == 0 or row not in ONCE]
+
+
+def arguments(args: argparse.Namespace, row: str, seed: int, out: Path) -> list[str]:
+    """The arguments of cfld.train for one training."""
+    given = {"data": args.data, "cache": args.cache, "init": args.init, "steps": args.steps, "seed": seed, "out": out}
+    given |= {} if row == "whole" else {"ablation": row}
+    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return [*shlex.split(TRAINING), *options, *shlex.split(args.train)]
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train, or go on training. When this process is asked to stop, so is the training, and waited for."""
+    with subprocess.Popen([sys.executable, "-m", "cfld.train", *argv, "--resume"], cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        sys.exit(code)
+
+
+def trained_otherwise(run: Path, argv: Sequence[str]) -> str | None:
+    """The first option in which a run that is done differs from what is asked; None if it is that run."""
+    saved = read_json(run / "config.json")["options"]
+    for flag, value in dict(zip(argv[::2], argv[1::2], strict=True)).items():  # of two, the last counts
+        found = saved.get(flag.removeprefix("--").replace("-", "_"))
+        if str(found) != value and (not isinstance(found, float) or found != float(value)):
+            return f"{flag} {found}, not {value}"
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- measure
+
+
+def measure(pictures: Pictures, pairs: Sequence[Pair]) -> Numbers:
+    """The means over the pairs: error on the person, IoU, PSNR, SSIM, and the error of the garments' mean colours."""
+    rows = [score(picture, pair) for picture, pair in zip(pictures, pairs, strict=True)]
+    garments = [row[part] for row in rows for part in GARMENTS if part in row]
+    means = {name: mean([row[name] for row in rows]) for name in ("IoU", "PSNR", "SSIM")}
+    return {"error": mean(errors(pictures, pairs)), **means, "garments": mean(garments)}
+
+
+def summary(runs: dict[str, Numbers]) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """By row and measure, the mean over seeds and their standard deviation; None of a single seed."""
+    result = {}
+    for row in ROWS:
+        found = [numbers["measures"] for numbers in runs.values() if numbers["row"] == row]
+        if found:
+            values = {name: [numbers[name] for numbers in found] for name in MEASURES}
+            result[row] = {
+                name: (statistics.fmean(x), statistics.stdev(x) if len(x) > 1 else None) for name, x in values.items()
+            }
+    return result
+
+
+def table(found: Numbers) -> str:
+    """The summary in Markdown."""
+    titles = ("", "seeds", "error on the person", "IoU", "PSNR", "SSIM", "garments' colours")
+    lines = [titles, ("---",) * len(titles)]
+    for name, numbers in found["bounds"].items():
+        lines.append((name, "", *(f"{numbers[measure]:.{places}f}" for measure, places in MEASURES.items())))
+    for row, numbers in summary(found["runs"]).items():
+        cells = []
+        for name, places in MEASURES.items():
+            middle, spread = numbers[name]
+            cells.append(f"{middle:.{places}f}" + (f" ± {spread:.{places}f}" if spread is not None else ""))
+        seeds = sum(numbers["row"] == row for numbers in found["runs"].values())
+        lines.append((row, str(seeds), *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "python benchmarks/ablations.py", description=__doc__, formatter_class=HelpFormatter
+    )
+    options.add_argument("--data", required=True, help="what all train on: a folder of cfld.people, or people:2000x4")
+    options.add_argument("--init", required=True, metavar="DIR", help="the model/ folder of a VAE of TINY")
+    options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
+    options.add_argument("--steps", type=int, required=True, help="of each training")
+    options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    options.add_argument("--pairs", type=int, default=PAIRS, help="how many of the held-out pairs, from the first")
+    options.add_argument("--sample-steps", type=int, default=50, help="of DDPM")
+    options.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablations", metavar="DIR", help="for the runs")
+    options.add_argument("--out", type=Path, default=ROOT / "docs" / "ablations_small", help="what .json and .md join")
+    options.add_argument("--train", default="", metavar="'ARGUMENTS'", help="more options of cfld.train, with values")
+    options.add_argument("--device", help="to measure on (default: the best there is)")
+    return options
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, which train() passes on."""
+    raise SystemExit(128 + number)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    if importlib.util.find_spec("skimage") is None:
+        raise UserError("scikit-image must be installed to measure: .venv/bin/python -m pip install scikit-image")
+    if args.seeds < 1 or args.steps < 1 or not 1 <= args.pairs <= PAIRS:
+        raise UserError(f"--seeds and --steps must be at least 1 and --pairs within 1 .. {PAIRS}")
+    signal.signal(signal.SIGTERM, stop)
+    asked = {"steps": args.steps, "pairs": args.pairs, "sample steps": args.sample_steps, "data": args.data,
+             "init": str(args.init), "training": f"{TRAINING} {args.train}".strip()}  # fmt: skip
+    path = args.out.with_name(f"{args.out.name}.json")
+    before = read_json(path) if path.is_file() else {}
+    found: dict[str, Any] = before if before.get("asked") == asked else {"asked": asked, "bounds": {}, "runs": {}}
+    pairs: list[Pair] = []
+
+    for row, seed in tqdm(queue(args.seeds), desc="trainings", unit="training"):
+        name = f"{row}_seed{seed}"
+        run = args.runs.resolve() / f"{args.steps}_steps" / name
+        options = arguments(args, row, seed, run)
+        if not (run / "model").is_dir():
+            tqdm.write(f"python -m cfld.train {shlex.join(options)} --resume")
+            train(options)
+        elif differs := trained_otherwise(run, options):
+            raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
+        weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+        if found["runs"].get(name, {}).get("weights") == weights:
+            continue
+        pairs = pairs or measure_pairs(args.pairs, TINY)
+        model, vae = load(run / "model", pick_device(args.device))
+        if not found["bounds"]:
+            reconstructed = pixels(reconstruct(vae, images_of(pair.target for pair in pairs)))
+            found["bounds"] = {
+                "the source, copied": measure(baselines(pairs)["copy"], pairs),
+                "the VAE's reconstruction": measure(reconstructed, pairs),
+            }
+        results = pixels(paint(model, vae, pairs, steps=args.sample_steps))
+        found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measure(results, pairs),
+                               "made": machine()}  # fmt: skip
+        write_json(path, found)
+        text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {machine_line()}\n"
+        with atomic(path.with_suffix(".md")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        tqdm.write(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

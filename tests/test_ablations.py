@@ -1,0 +1,520 @@
+"""Table 3's baselines: their sizes, what trains, their conditions, CLIP, and the commands."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MICRO
+from PIL import Image
+from references import OfficialHGA, assert_parity, noise, randomise, relative_error
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import cfld.convert
+import cfld.train
+from cfld.ablations import CLIPPrompt, MultiScaleContext
+from cfld.clip import CLIPConfig, CLIPImageEncoder
+from cfld.config import ABLATIONS, SD15, TINY, CFLDConfig, ablation, from_dict, to_dict
+from cfld.convert import HGA_OFFICIAL, in_layout, layout_of, load_clip, rename, to_ours
+from cfld.files import UserError
+from cfld.hga import HGAConfig
+from cfld.model import CFLD, Conditions, load, save
+from cfld.sample import generate, guidance
+from cfld.vae import VAE, VAEConfig
+
+# MICRO with four positions in f_4: of a single token in a prompt the UNet could not choose.
+SMALL = dataclasses.replace(
+    MICRO,
+    vae=VAEConfig(channels=(8, 8, 16), groups=8),
+    swin=dataclasses.replace(MICRO.swin, image_size=64),
+    prd=dataclasses.replace(MICRO.prd, source_positions=4),
+    adapter=dataclasses.replace(MICRO.adapter, pose_size=64),
+    clip=CLIPConfig(image_size=28, patch_size=14, width=16, depth=2, num_heads=2),
+)
+ROWS = ("whole", *ABLATIONS)
+POSES, LATENTS, TIMESTEPS = noise(4, 21, 64, 64, seed=1), noise(4, 4, 16, 16, seed=2), torch.tensor([3, 500, 700, 981])
+
+
+def row_of(config: CFLDConfig, row: str) -> CFLDConfig:
+    return config if row == "whole" else ablation(config, row)
+
+
+def small(row: str) -> CFLD:
+    """A small model with random weights, none of them zero."""
+    model = CFLD(row_of(SMALL, row))
+    randomise(model)
+    model.freeze()
+    return model.eval()
+
+
+def sources(model: CFLD, count: int = 2) -> Tensor:
+    return noise(count, 3, model.config.source_size, model.config.source_size, seed=3).clamp(-1, 1)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Sizes, and what trains. ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "millions"),
+    [("whole", 248_224_312), ("B1", 154_493_688), ("B2", 77_186_496), ("B3", 225_674_680), ("B4", 232_125_880),
+     ("B5", 151_335_480)],
+)  # fmt: skip
+def test_at_full_size_so_many_parameters_train(row: str, millions: int) -> None:
+    with torch.device("meta"):
+        model = CFLD(row_of(SD15, row))
+    assert sum(p.numel() for p in trained(model).values()) == millions
+    assert sum(p.numel() for p in model.unet.parameters()) == 859_520_964
+
+
+TRAINED_PARTS = {
+    "whole": {"source_encoder", "prd", "hga", "pose_adapter", "unet", "null_prompt"},
+    "B1": {"source_encoder", "hga", "pose_adapter", "unet", "null_prompt"},
+    "B2": {"prd", "pose_adapter", "unet", "null_prompt"},
+    "B3": {"source_encoder", "prd", "pose_adapter", "unet", "null_prompt"},
+    "B4": {"source_encoder", "prd", "pose_adapter", "unet", "null_prompt"},
+    "B5": {"source_encoder", "prd", "hga", "pose_adapter", "unet", "null_prompt"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_trains_its_parts_and_of_the_unet_the_columns_of_table_3(row: str) -> None:
+    model = small(row)
+    names = trained(model).keys()
+    assert {name.split(".")[0] for name in names} == TRAINED_PARTS[row]
+    attentions = [f"unet.up.{i}.attentions.{j}.block.cross_attention" for i in (1, 2, 3) for j in range(3)]
+    letters = "qkv" if row == "B4" else "kv"
+    assert {n for n in names if n.startswith("unet.")} == {f"{a}.to_{x}.weight" for a in attentions for x in letters}
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({"unet", "source_encoder"} if row == "B2" else {"unet"})
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_trained_parameter_gets_a_gradient_but_b1s_f4_and_the_choices_among_b2s_one_token(row: str) -> None:
+    model = small(row)
+    conditions = model.drop(model.condition(sources(model), POSES), torch.tensor([True, False, False, False]), "paper")
+    (model(LATENTS, TIMESTEPS, conditions) * noise(4, 4, 16, 16)).sum().backward()
+    without = {name for name, p in trained(model).items() if p.grad is None or not p.grad.any()}
+    expected: set[str] = set()
+    if row == "B1":
+        expected = {name for name in trained(model) if ".stages.3." in name or ".merges.2." in name}
+    if row == "B2":
+        expected = {name for name in trained(model) if re.search(r"cross_attention\.to_k|^prd.*\.to_[qk]\.", name)}
+        assert len(expected) == 9 + 5 * 4
+    assert without == expected
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_what_two_rows_share_begins_with_the_same_weights() -> None:
+    models = []
+    for row in ROWS:
+        torch.manual_seed(0)
+        models.append(CFLD(row_of(SMALL, row)))
+    whole = models[0].state_dict()
+    for row, model in zip(ROWS, models, strict=True):
+        state = model.state_dict()
+        for part in ("unet.", "pose_adapter.", *(["source_encoder."] if row != "B2" else [])):
+            assert all(torch.equal(x, whole[name]) for name, x in state.items() if name.startswith(part)), (row, part)
+    assert all(torch.equal(x, whole[name]) for name, x in models[ROWS.index("B3")].state_dict().items())
+
+
+@pytest.mark.parametrize("config", [SD15, TINY, SMALL], ids=["sd15", "tiny", "small"])
+def test_a_row_is_a_config_that_survives_json_and_is_made_of_the_whole_method(config: CFLDConfig) -> None:
+    rows = {row: row_of(config, row) for row in ROWS}
+    assert len({json.dumps(to_dict(x)) for x in rows.values()}) == 6
+    for row, values in rows.items():
+        assert from_dict(json.loads(json.dumps(to_dict(values)))) == values
+        if row in ("B1", "B2", "B3", "B5"):
+            assert values.unet_trainable == config.unet_trainable
+            with pytest.raises(UserError, match="made of the whole method"):
+                ablation(values, "B3")
+    assert from_dict({"biases": False}).biases is False
+    with pytest.raises(ValueError, match="biases must be bool, found 1"):
+        from_dict({"biases": 1})
+    with pytest.raises(ValueError, match="prompt must be one of prd, multi_scale, clip, swin, found 'text'"):
+        from_dict({"prompt": "text"})
+    with pytest.raises(ValueError, match="biases must be false with prompt clip"):
+        from_dict({"prompt": "clip"})
+
+
+# Conditions. ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", ROWS)
+def test_the_prompt_has_its_tokens_and_follows_the_source(row: str) -> None:
+    model = small(row)
+    images = sources(model)
+    conditions = model.condition(images, POSES)
+    tokens = {"whole": 3, "B1": 4, "B2": 1, "B3": 3, "B4": 3, "B5": 4}[row]
+    assert conditions.prompt.shape == (4, *model.null_prompt.shape[1:]) == (4, tokens, 16)
+    assert (conditions.query_biases is None) == (row in ("B2", "B3", "B4"))
+    other = model.condition(images.flip(0), POSES)
+    assert torch.equal(conditions.prompt, other.prompt) == (row == "B1")
+    assert relative_error(model(LATENTS, TIMESTEPS, conditions), model(LATENTS, TIMESTEPS, other)) > 1e-4
+    with pytest.raises(ValueError, match=r"(swin|clip)\.image_size is \d+, found images of 20x20"):
+        model.condition(noise(1, 3, 20, 20), POSES)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+@pytest.mark.parametrize("row", ROWS)
+def test_a_dropped_row_has_the_unconditional_prompt_and_the_others_stay(row: str, recipe: str) -> None:
+    model = small(row)
+    conditions = model.condition(sources(model), POSES)
+    dropped = torch.tensor([True, False, False, True])
+    found = model(LATENTS, TIMESTEPS, model.drop(conditions, dropped, recipe))
+    null = model.null_prompt.expand(4, -1, -1)
+    biases = conditions.query_biases if row in ("whole", "B5") else None  # B1's features are the prompt and go with it
+    without = Conditions(null, None, None) if recipe == "paper" else Conditions(null, conditions.pose_features, biases)
+    absent, full = model(LATENTS, TIMESTEPS, without), model(LATENTS, TIMESTEPS, conditions)
+    assert torch.allclose(found, torch.where(dropped[:, None, None, None], absent, full), atol=1e-5)
+    assert relative_error(absent, full) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", ROWS)
+def test_the_rows_of_equation_7_are_nothing_pose_and_pose_with_source(row: str) -> None:
+    model = small(row)
+    conditions = model.condition(sources(model), POSES)
+    weights, stacked = guidance(conditions, model.null_prompt, 1.5, 2.5)
+    assert weights == [-0.5, -1.0, 2.5]
+    null = model.null_prompt.expand(4, -1, -1)
+    alone = [Conditions(null, None, None), Conditions(null, conditions.pose_features, None), conditions]
+    together = model(LATENTS.repeat(3, 1, 1, 1), TIMESTEPS.repeat(3), stacked).chunk(3)
+    for found, kind in zip(together, alone, strict=True):
+        assert torch.allclose(found, model(LATENTS, TIMESTEPS, kind), atol=1e-5)
+
+
+@torch.no_grad()
+def test_b1s_features_are_the_keys_and_values_of_the_up_path_and_of_nothing_else() -> None:
+    model = small("B1")
+    seen: dict[str, Tensor] = {}
+    for name, module in model.unet.named_modules():
+        if name.endswith("cross_attention"):
+            module.to_k.register_forward_hook(lambda m, args, out, n=name: seen.update({f"{n}.k": args[0]}))
+            module.to_v.register_forward_hook(lambda m, args, out, n=name: seen.update({f"{n}.v": args[0]}))
+    images = sources(model, 4)
+    model(LATENTS, TIMESTEPS, model.condition(images, POSES))
+    features = model.hga(model.source_encoder(images))
+    assert [x.shape for x in features] == [(4, 4, 16)] * 9
+    names = [f"up.{i}.attentions.{j}.block.cross_attention" for i in (1, 2, 3) for j in range(3)]
+    for name, feature in zip(names, features, strict=True):
+        assert torch.equal(seen.pop(f"{name}.k"), feature) and torch.equal(seen.pop(f"{name}.v"), feature)
+    assert len(seen) == 2 * 7 and not any(x.any() for x in seen.values())  # the down and mid blocks see zeros
+
+
+def test_b1s_branches_are_the_official_ones_with_patches_and_begin_at_zero() -> None:
+    widths, context = (64, 128, 192), 48
+    reference = OfficialHGA(widths, (context,) * 3, depth=2)
+    for i, conv in enumerate(reference.zero_conv_ins):
+        patch = (8, 4, 2)[i // 3]  # theirs are counted from the finest
+        reference.zero_conv_ins[i] = nn.Conv2d(conv.in_channels, conv.out_channels, patch, stride=patch)
+    ours = MultiScaleContext(HGAConfig(widths, (5, 6, 7), depth=2), context)
+    features = [noise(2, c, 16 // 2**i, 16 // 2**i, seed=i) for i, c in enumerate(widths)]
+    assert not any(x.any() for x in ours(features))
+
+    def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {rename(name, dict(HGA_OFFICIAL)): x for name, x in tensors.items()}
+
+    assert_parity(ours, reference, translate, ours, reference, features)
+
+
+# CLIP. ---------------------------------------------------------------------------------------------------------------
+
+CLIP = CLIPConfig(image_size=42, patch_size=14, width=32, depth=2, num_heads=2)
+
+
+def their_clip(config: CLIPConfig):
+    """CLIP's two encoders as transformers has them, with this image encoder."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=config.width, intermediate_size=4 * config.width, num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads, image_size=config.image_size, patch_size=config.patch_size,
+    )  # fmt: skip
+    text = CLIPTextConfig(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
+
+
+def test_the_image_encoder_equals_transformers() -> None:
+    from transformers import CLIPVisionModelWithProjection
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    reference, ours = CLIPVisionModelWithProjection(their_clip(CLIP).config.vision_config), CLIPImageEncoder(CLIP)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+
+    def run_theirs(x: list[Tensor]) -> list[Tensor]:
+        return [reference.vision_model(pixel_values=((x[0] + 1) / 2 - mean) / std).pooler_output]
+
+    def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return to_ours(tensors, "CLIPImageEncoder", "the reference")
+
+    images = [noise(2, 3, 42, 42).clamp(-1, 1)]
+    assert_parity(ours, reference, translate, lambda x: ours(x[0]), run_theirs, images)
+
+
+def test_vit_l_14_has_the_names_and_shapes_of_transformers_model() -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    with torch.device("meta"):
+        ours, theirs = CLIPImageEncoder(), CLIPVisionModelWithProjection(config)
+    shapes = {name: x.shape for name, x in theirs.state_dict().items() if name != "visual_projection.weight"}
+    layout = layout_of("CLIPImageEncoder", "transformers")
+    assert {name: x.shape for name, x in in_layout(ours, layout).items()} == shapes
+    assert sum(p.numel() for p in ours.parameters()) == 303_179_776
+
+
+def test_b2s_mapper_is_made_of_standard_pre_norm_blocks() -> None:
+    kind = {"activation": "gelu", "batch_first": True, "norm_first": True, "dropout": 0.0}
+    theirs = nn.Sequential(*(nn.TransformerEncoderLayer(16, 1, 64, **kind) for _ in range(5)))
+
+    def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        result = {}
+        for name, x in tensors.items():
+            name = name.replace("self_attn.out_proj", "attention.to_out")
+            name = name.replace("linear1", "mlp.0").replace("linear2", "mlp.2")
+            if "in_proj_" in name:
+                names = (name.replace("self_attn.in_proj_", f"attention.to_{letter}.") for letter in "qkv")
+                result |= dict(zip(names, x.chunk(3), strict=True))
+            else:
+                result[name] = x
+        return result
+
+    mapper, pooled = CLIPPrompt(32, 16), noise(2, 32)
+    ours = mapper.blocks
+    assert_parity(ours, theirs, translate, lambda x: [ours(x[0])], lambda x: [theirs(x[0])], [noise(2, 3, 16)])
+    assert torch.equal(mapper(pooled), mapper.norm(ours(mapper.proj(pooled)[:, None])))
+
+
+# Commands. -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.json"
+    path.write_text(json.dumps(to_dict(SMALL)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of each row."""
+    root = tmp_path_factory.mktemp("models")
+    vae = VAE(SMALL.vae)
+    randomise(vae)
+    for row in ROWS:
+        save(root / row, small(row), vae.eval())
+    return root
+
+
+@pytest.fixture(scope="module")
+def vae_alone(small_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What --stage vae leaves."""
+    folder = tmp_path_factory.mktemp("vae")
+    for name in ("config.json", "vae.safetensors"):
+        shutil.copy(small_folders / "whole" / name, folder)
+    return folder
+
+
+@pytest.fixture
+def train(small_json: Path, fashion: Path, tmp_path: Path):
+    """The arguments that train two steps, with these added."""
+
+    def arguments(*more: object, out: str = "run") -> list[str]:
+        argv = ["--config", small_json, "--data", fashion, "--out", tmp_path / out, "--batch", 2, "--steps", 2]
+        argv += ["--precision", "fp32", "--lr", 1e-3, "--warmup", 1, "--sample-every", 0, "--device", "cpu"]
+        return [str(a) for a in [*argv, "--save-every", 1, *more]]
+
+    return arguments
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("row", ABLATIONS)
+def test_a_row_is_trained_stopped_resumed_loaded_and_sampled(
+    row: str, train, small_folders: Path, tmp_path: Path, fails
+) -> None:
+    assert cfld.train.main(train("--ablation", row, "--init", small_folders / row)) == 0
+    run = tmp_path / "run"
+    assert json.loads((run / "config.json").read_text())["options"]["ablation"] == row
+    assert from_dict(json.loads((run / "model" / "config.json").read_text())) == ablation(SMALL, row)
+    whole = weights(run)
+
+    (run / "checkpoints" / "step_00000002.safetensors").unlink()
+    shutil.rmtree(run / "model")
+    other = "B5" if row != "B5" else "B3"
+    fails(cfld.train.main, "--out", run, "--resume", "--ablation", other, words=[f"--ablation {other}", row])
+    assert cfld.train.main(["--out", str(run), "--resume", "--ablation", row]) == 0
+    assert all(torch.equal(x, whole[name]) for name, x in weights(run).items())
+
+    model, vae = load(run / "model")
+    before = load_file(small_folders / row / "model.safetensors")
+    changed = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed <= trained(model).keys() and "null_prompt" in changed
+    photo, keypoints = Image.new("RGB", (176, 256), "red"), torch.rand(1, 18, 2) * 170
+    red, blue = (generate(model, vae, p, keypoints, steps=2)[0] for p in (photo, Image.new("RGB", (176, 256), "blue")))
+    assert red.size == (176, 256) and red.tobytes() != blue.tobytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_b1_whose_f4_nothing_reads_as_one(train, small_folders: Path, tmp_path: Path) -> None:
+    argv = ["--ablation", "B1", "--init", small_folders / "B1"]
+    assert cfld.train.main(train(*argv)) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "cfld.train",
+    ]
+    done = subprocess.run([*launch, *train(*argv, out="two")], capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "two")
+    assert max(relative_error(ours[name], theirs[name]) for name in theirs) <= 1e-3
+
+
+def test_rows_without_clip_start_from_a_vae_alone_and_its_folder_need_not_know_them(
+    train, vae_alone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "all.json").write_text(json.dumps(to_dict(dataclasses.replace(SMALL, unet_trainable="all"))))
+    argv = train("--ablation", "B1", "--init", vae_alone, "--config", tmp_path / "all.json", "--steps", 1)
+    assert cfld.train.main(argv) == 0
+    model, _ = load(tmp_path / "run" / "model")
+    assert model.config.prompt == "multi_scale" and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_base_takes_the_tokens_of_its_rows_prompt(train, vae_alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text(json.dumps(to_dict(dataclasses.replace(SMALL, unet_trainable="all"))))
+    argv = ["--stage", "base", "--ablation", "B5", "--init", vae_alone, "--config", tmp_path / "all.json"]
+    assert cfld.train.main(train(*argv, "--data", "people:2x2@7", "--steps", 1)) == 0
+    assert weights(tmp_path / "run")["null_prompt"].shape == (1, 4, 16)
+
+
+def test_mistakes_are_one_line(train, small_folders: Path, vae_alone: Path, tmp_path: Path, fails) -> None:
+    b3 = ["--ablation", "B3"]
+    fails(cfld.train.main, *train(*b3, "--init", small_folders / "whole"),
+          words=["another architecture", "--ablation B3", "cfld.convert init", "biases is True there"])  # fmt: skip
+    fails(cfld.train.main, *train(*b3, "--init", small_folders / "B3", "--config", small_folders / "B3/config.json"),
+          words=["made of the whole method", "leave --ablation out"])  # fmt: skip
+    tiny = ["--preset", "tiny", "--init", tmp_path / "tiny", "--data", "people:2x2@7", "--out", tmp_path / "run"]
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(to_dict(TINY)))
+    fails(cfld.train.main, *tiny, "--batch", 2, "--ablation", "B2",
+          words=["CLIP's image encoder", "cannot train from nothing", "init --ablation B2 --clip FILE"])  # fmt: skip
+    fails(cfld.train.main, *tiny, "--batch", 2, "--ablation", "B4", words=["only cross_qkv trains", "from nothing"])
+    vae = ["--stage", "vae", "--preset", "tiny", "--data", "people:2x2@7", "--out", tmp_path / "run"]
+    fails(cfld.train.main, *vae, *b3, words=["--stage vae", "--ablation B3"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_of_before_the_rows_load_and_resume(train, small_folders: Path, tmp_path: Path, fails) -> None:
+    before = dataclasses.replace(SMALL, clip=CLIPConfig())
+    (tmp_path / "before.json").write_text(json.dumps(to_dict(before)))
+    init = shutil.copytree(small_folders / "whole", tmp_path / "init")
+    shutil.copy(tmp_path / "before.json", init / "config.json")
+    assert cfld.train.main(train("--init", init, "--config", tmp_path / "before.json")) == 0
+    run = tmp_path / "run"
+    after = weights(run)
+
+    def older(values: dict) -> dict:
+        return {name: x for name, x in values.items() if name not in ("prompt", "biases", "clip")}
+
+    def rewrite(path: Path, change) -> None:
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    rewrite(run / "model" / "config.json", older)
+    assert load(run / "model")[0].config == before
+
+    (run / "checkpoints" / "step_00000002.safetensors").unlink()
+    shutil.rmtree(run / "model")
+    path = run / "checkpoints" / "step_00000001.safetensors"
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["cfld"])
+    save_file(load_file(path), path, {"cfld": json.dumps(facts | {"model": older(facts["model"])})})
+
+    def without_option(values: dict) -> dict:
+        values["options"].pop("ablation")
+        return values | {"model": older(values["model"])}
+
+    rewrite(run / "config.json", without_option)
+    fails(cfld.train.main, "--out", run, "--resume", "--ablation", "B3", words=["--ablation B3 differs from None"])
+    assert cfld.train.main(["--out", str(run), "--resume"]) == 0
+    assert all(torch.equal(x, after[name]) for name, x in weights(run).items())
+
+
+@pytest.fixture
+def public(small_folders: Path, tmp_path: Path) -> dict[str, Path]:
+    """Public files of SMALL's UNet, VAE, Swin and CLIP."""
+    files = {name: tmp_path / "public" / f"{name}.safetensors" for name in ("unet", "vae", "swin")}
+    (tmp_path / "public").mkdir()
+    model, vae = load(small_folders / "whole")
+    for name, module, component, layout in (
+        ("unet", model.unet, "UNet", "diffusers"),
+        ("vae", vae, "VAE", "diffusers"),
+        ("swin", model.source_encoder, "Swin", "Microsoft"),
+    ):
+        save_file({n: x.detach() for n, x in in_layout(module, layout_of(component, layout)).items()}, files[name])
+    clip = their_clip(SMALL.clip)
+    randomise(clip)
+    clip.save_pretrained(tmp_path / "public" / "clip")
+    return files | {"clip": tmp_path / "public" / "clip" / "model.safetensors"}
+
+
+def test_a_folder_for_b2_holds_clip_and_no_swin(public, small_json: Path, tmp_path: Path, caplog, fails) -> None:
+    caplog.set_level("INFO")
+    rest = ["--unet", public["unet"], "--vae", public["vae"], "--config", small_json, "--out", tmp_path / "start"]
+    b2 = ["init", "--ablation", "B2"]
+    main = cfld.convert.main
+    fails(main, *b2, *rest, words=["prompt clip needs --clip FILE", "weights/README.md"])
+    fails(main, *b2, "--clip", public["clip"], "--swin", public["swin"], *rest, words=["no --swin"])
+    fails(main, "init", "--clip", public["clip"], *rest, words=["prompt prd needs --swin FILE and no --clip"])
+    fails(main, *b2, "--clip", public["unet"], *rest, words=["must hold a CLIPImageEncoder, found a UNet"])
+    assert not (tmp_path / "start").exists()
+
+    assert main([str(a) for a in [*b2, "--clip", public["clip"], *rest]]) == 0
+    assert "CLIP's text encoder" in caplog.text and "the pooled output" in caplog.text
+    model, _ = load(tmp_path / "start")
+    assert model.config == ablation(SMALL, "B2")
+    theirs = load_clip(public["clip"], SMALL.clip).state_dict()
+    held = model.source_encoder.state_dict()
+    assert held.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in held.items())
+    assert not any(p.requires_grad for p in model.source_encoder.parameters())
+
+
+@pytest.mark.parametrize("row", ["B1", "B3", "B4", "B5"])
+def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
+    row: str, public, small_json: Path, tmp_path: Path, fails
+) -> None:
+    rest = ["--unet", public["unet"], "--vae", public["vae"], "--swin", public["swin"], "--config", small_json]
+    for argv in (["--out", tmp_path / "whole"], ["--ablation", row, "--out", tmp_path / row]):
+        assert cfld.convert.main([str(a) for a in ["init", *rest, *argv]]) == 0
+    whole, ours = (load(tmp_path / name)[0] for name in ("whole", row))
+    assert ours.config == ablation(SMALL, row)
+    ours_state = ours.state_dict()
+    shared = {n: x for n, x in whole.state_dict().items() if n in ours_state and ours_state[n].shape == x.shape}
+    assert {"unet", "source_encoder", "pose_adapter"} <= {name.split(".")[0] for name in shared}
+    different = {name.split(".")[0] for name, x in shared.items() if not torch.equal(ours_state[name], x)}
+    assert different <= ({"hga"} if row == "B1" else set())
+    fails(cfld.convert.main, "export", "--to", "official", tmp_path / row, tmp_path / "out",
+          words=["the whole method alone", "--to diffusers"])  # fmt: skip
+    assert cfld.convert.main(["export", "--to", "diffusers", str(tmp_path / row), str(tmp_path / "out")]) == 0
