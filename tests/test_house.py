@@ -70,7 +70,9 @@ def test_arrows_run_one_way() -> None:
         "config",
         "model",
         "data",
+        "attention_maps",
         "sample",
+        "edit",
         "train",
         "convert",
     ]
