@@ -1,10 +1,11 @@
 # make demo    train TINY on the sample photos for a few minutes and look at what it paints
 # make test    lint, types and the fast tests
 # make test-slow, make overfit: the long ones
+# make gallery: the pictures of docs/gallery, with the bundled model
 
 PY = .venv/bin/python
 
-.PHONY: demo test test-slow overfit lint clean
+.PHONY: demo test test-slow overfit gallery lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -35,6 +36,9 @@ test-slow: .venv/ready
 
 overfit: .venv/ready
 	$(PY) benchmarks/overfit.py
+
+gallery: .venv/ready
+	$(PY) benchmarks/gallery.py
 
 clean:
 	rm -rf .venv runs/demo .pytest_cache .mypy_cache .ruff_cache
