@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     def run(*words: object) -> None:
         """A command of cfld.sample; stops at its errors."""
         texts = [str(word) for word in (*words, *common)]
-        print("python -m cfld.sample " + shlex.join(texts), flush=True)
+        print(f"python -m cfld.sample {shlex.join(texts)}".replace(f"{work}/", ""), flush=True)
         if code := sample(texts):
             raise SystemExit(code)
 
