@@ -8,7 +8,7 @@
     turn.png, .gif            one source in poses that turn once around
     attention.png             what the queries look at in a source, and where they act in the picture painted from it
 
-The people are those of the first seeds kept from training, not chosen ones. Before each picture its command is printed.
+The people are the first five that are kept from training, not chosen ones. Each command is printed before it runs.
 """
 
 import argparse
@@ -29,16 +29,18 @@ from cfld.sample import picture_grid
 ROOT = Path(__file__).parents[1]
 FIRST_SEED, POSES = 600_000, 2028
 FRAMES, TURN = 8, 16  # of the interpolation, and poses of the turn
+STANDING = ("relaxed", "hand on hip", "stand", "walk", "wave")  # how the people stand, in turn
 
 
-def pose_of(seed: int) -> Pose:
-    """A person as seen from the front, from head to foot."""
-    return people.sample_pose(np.random.default_rng([seed, POSES]), view="front", framing="full")
+def pose_of(person: int) -> Pose:
+    """How one of the people stands: from the front, from head to foot."""
+    rng = np.random.default_rng([FIRST_SEED + person, POSES])
+    return people.sample_pose(rng, STANDING[person], view="front", framing="full")
 
 
-def shoot(folder: Path, name: str, seed: int, pose: Pose) -> tuple[Path, Path, Path]:
+def shoot(folder: Path, name: str, person: int, pose: Pose) -> tuple[Path, Path, Path]:
     """Photograph a person -> the files of the photo, of the joints, and of a mask of the top, two pixels too large."""
-    shot = people.render(people.identity(seed), pose)
+    shot = people.render(people.identity(FIRST_SEED + person), pose)
     files = folder / f"{name}.png", folder / f"{name}.npy", folder / f"{name}_mask.png"
     Image.fromarray(shot.image).save(files[0])
     joints = shot.annotation
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         work, out = Path(temporary), options.out
-        shots = [shoot(work, f"{i}", FIRST_SEED + i, pose_of(FIRST_SEED + i)) for i in range(5)]
+        shots = [shoot(work, f"{i}", i, pose_of(i)) for i in range(len(STANDING))]
         photos = [Image.open(photo).convert("RGB") for photo, _, _ in shots]
 
         columns: list[list[Image.Image]] = [[] for _ in range(4)]
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         poses = work / "poses"
         poses.mkdir()
         for i, yaw in enumerate(np.linspace(0, 2 * np.pi, TURN, endpoint=False)):
-            shoot(poses, f"{i}", FIRST_SEED, dataclasses.replace(pose_of(FIRST_SEED), yaw=float(yaw)))
+            shoot(poses, f"{i}", 0, dataclasses.replace(pose_of(0), yaw=float(yaw)))
         run("sequence", "--source", shots[0][0], "--pose", poses, "--size", "256x176",
             "--out", out / "turn.gif", out / "turn.png")  # fmt: skip
 
