@@ -2,10 +2,11 @@
 # make test    lint, types and the fast tests
 # make test-slow, make overfit: the long ones
 # make tiny    the bundled model from seeds, in half a day; goes on where it was stopped
+# make gallery: the pictures of docs/gallery, with the bundled model
 
 PY = .venv/bin/python
 
-.PHONY: demo test test-slow overfit tiny lint clean
+.PHONY: demo test test-slow overfit tiny gallery lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -39,6 +40,9 @@ overfit: .venv/ready
 
 tiny: .venv/ready
 	$(PY) benchmarks/tiny.py
+
+gallery: .venv/ready
+	$(PY) benchmarks/gallery.py
 
 clean:
 	rm -rf .venv runs/demo .pytest_cache .mypy_cache .ruff_cache

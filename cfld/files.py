@@ -198,11 +198,11 @@ def check_picture_name(path: str | Path) -> None:
         raise UserError(f"{path}: a picture's name must end in .png or .jpg, found {Path(path).suffix!r}")
 
 
-def save_image(path: str | Path, image: Image.Image) -> None:
-    """Write a picture atomically; the format follows the name."""
+def save_image(path: str | Path, image: Image.Image, **options: Any) -> None:
+    """Write a picture atomically; the format follows the name. options: what pillow takes for it."""
     check_picture_name(path)
     with atomic(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, **options)
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

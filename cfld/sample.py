@@ -2,15 +2,19 @@
 
     python -m cfld.sample --source photo.jpg --pose pose.json --out out.png
     python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
+    python -m cfld.sample edit|interpolate|sequence|attention --help              four uses of the same model: cfld.edit
 
 Letters in shapes: B pictures, S source images, R rows of Eq. 7 whose weight is not 0.
 """
 
 import argparse
+import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +41,16 @@ from cfld.model import CFLD, Conditions, load
 from cfld.pose import FRAME, pose_maps, read_pose
 from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.vae import VAE
+
+EDITING = ("edit", "interpolate", "sequence", "attention")  # first words that lead to cfld.edit
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the latents of a picture are to be wherever they are not painted (Sec. 4.6; docs/editing.md)."""
+
+    latents: Tensor  # (1, 4, h, w): z_ref,0
+    mask: Tensor  # (1, 1, h, w) bool, True where the model paints
 
 
 def guidance(
@@ -136,6 +150,7 @@ def denoise(
     appearance_scale: float = 2.0,
     guidance_interval: tuple[float, float] = (0, math.inf),
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    reference: Reference | None = None,
     progress: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
@@ -145,6 +160,7 @@ def denoise(
     pose_scale, appearance_scale: w_pose and w_app of Eq. 7
     guidance_interval: the timesteps (lowest, highest) at which Eq. 7 is used; at others the full row stands alone
     generator: one, or a list of one a picture; None draws from torch's global one
+    reference: what is kept where a mask says so; None: nothing
     on_step: called after step i = 0, 1, ... with i and the x_0 predicted there, (B, 4, 64, 64); what it raises ends all
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
@@ -158,6 +174,10 @@ def denoise(
     latents = draw((batch, model.config.unet.latent_channels, size, size), generator, weight)
 
     timesteps = scheduler.sampling_timesteps(steps, spacing)
+    if reference is not None:
+        start = torch.full((batch,), timesteps[0], device=latents.device)
+        kept = reference.latents.float().expand_as(latents)
+        latents = torch.where(reference.mask, latents, scheduler.add_noise(kept, latents, start))
     past: list[tuple[int, Tensor]] = []
     for t, t_next in tqdm(
         list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
@@ -166,12 +186,16 @@ def denoise(
         rows = latents.repeat(len(weights), 1, 1, 1).to(weight.dtype)
         noise_pred = model(rows, torch.full((len(rows),), t, device=rows.device), stacked).float()
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
+        if reference is not None:
+            noise_pred = torch.where(reference.mask, noise_pred, scheduler.implied_noise(latents, kept, t))  # Sec. 4.6
         noise = draw(latents.shape, generator, weight) if sampler == "ddpm" and t_next >= 0 else None
         x_0 = scheduler.clean_latents(latents, noise_pred, t)
         latents = take_step(scheduler, latents, noise_pred, t, t_next, noise, past)
         past = [*past[-1:], (t, x_0)]
         if on_step is not None:
             on_step(timesteps.index(t), x_0)
+    if reference is not None:
+        latents = torch.where(reference.mask, latents, kept)
     return vae.decode(latents.to(weight.dtype)).clamp(-1, 1)
 
 
@@ -266,27 +290,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return first, second
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = command_parser("cfld.sample", __doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that samples."""
     parser.add_argument(
         "--model",
         metavar="DIR",
         help="a model folder, made by cfld.convert or cfld.train (default: the bundled tiny model)",
-    )
-    parser.add_argument(
-        "--source", required=True, metavar="PHOTO", help="a photo of the person, about 256x176 in shape"
-    )
-    parser.add_argument(
-        "--pose",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help="poses to paint: OpenPose JSON; a .json or .npy array of COCO's, COCO-WholeBody's or MediaPipe's joints; "
-        "or an annotation CSV with #name behind it (docs/poses.md)",
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
     )
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="the paper's is ddpm")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler")
@@ -320,10 +329,11 @@ def main(argv: list[str] | None = None) -> None:
         "--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)"
     )
     parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
-    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result in one picture")
     parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
-    options = parser.parse_args(argv)
 
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What add_options' options mean for denoise. Raises UserError for values that mean nothing."""
     if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
         raise UserError("--pose-scale and --appearance-scale must be finite numbers")
     if not 0 <= options.min_confidence <= 1:
@@ -331,28 +341,72 @@ def main(argv: list[str] | None = None) -> None:
     lowest, highest = options.guidance_interval or (0, math.inf)
     if lowest > highest:
         raise UserError(f"--guidance-interval must be LOW HIGH with LOW <= HIGH, found {lowest} {highest}")
-    if not 0 <= options.seed < 2**63 - len(options.pose):
+    return {
+        "steps": options.steps,
+        "sampler": options.sampler,
+        "pose_scale": options.pose_scale,
+        "appearance_scale": options.appearance_scale,
+        "guidance_interval": (lowest, highest),
+    }
+
+
+def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
+    """Raise UserError unless pictures can be written to the paths, and as many seeds be counted from --seed."""
+    if not 0 <= options.seed < 2**63 - pictures:
         raise UserError(f"--seed must be at least 0 and below 2^63, found {options.seed}")
-    out = Path(options.out)
-    outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
-    for path in outs:
+    for path in paths:
         check_picture_name(path)
         refuse_overwrite(path, options.force)
-    photo = read_image(options.source, upright=True)
+
+
+def read_poses(texts: Sequence[str], options: argparse.Namespace) -> np.ndarray:
+    """What --pose takes, B times -> keypoints (B, 18, 2)."""
     pose_size = options.pose_size and options.pose_size[::-1]
-    keypoints = np.stack([read_pose(text, pose_size, options.person, options.min_confidence) for text in options.pose])
+    return np.stack([read_pose(text, pose_size, options.person, options.min_confidence) for text in texts])
+
+
+def open_model(options: argparse.Namespace) -> tuple[CFLD, VAE]:
+    """The model and the VAE that the options name."""
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
     model, vae = load(options.model, device, precision)
     check_steps("--steps", options.steps, model.config)
     for module in (model, vae):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures = generate(
-        model, vae, photo, keypoints,
-        size=options.size, steps=options.steps, sampler=options.sampler,
-        pose_scale=options.pose_scale, appearance_scale=options.appearance_scale, guidance_interval=(lowest, highest),
-        seed=options.seed, progress=True,
-    )  # fmt: skip
+    return model, vae
+
+
+POSE_HELP = (
+    "OpenPose JSON; a .json or .npy array of COCO's, COCO-WholeBody's or MediaPipe's joints; "
+    "or an annotation CSV with #name behind it (docs/poses.md)"
+)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in EDITING:
+        return importlib.import_module("cfld.edit").run(argv)  # by name: cfld.edit stands on this module
+    parser = command_parser("cfld.sample", __doc__)
+    parser.add_argument(
+        "--source", required=True, metavar="PHOTO", help="a photo of the person, about 256x176 in shape"
+    )
+    parser.add_argument("--pose", required=True, nargs="+", metavar="FILE", help=f"poses to paint: {POSE_HELP}")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
+    )
+    add_options(parser)
+    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result in one picture")
+    options = parser.parse_args(argv)
+
+    how = settings(options)
+    out = Path(options.out)
+    outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
+    check_outs(outs, options, len(outs))
+    photo = read_image(options.source, upright=True)
+    keypoints = read_poses(options.pose, options)
+    model, vae = open_model(options)
+    pictures = generate(model, vae, photo, keypoints, size=options.size, seed=options.seed, progress=True, **how)
     for path, picture, joints in zip(outs, pictures, keypoints, strict=True):
         if options.side_by_side:
             skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))

@@ -75,6 +75,11 @@ class Scheduler:
         abar_t = self.alpha_bars[t].double().item()
         return (latents - (1 - abar_t) ** 0.5 * noise_pred) / abar_t**0.5
 
+    def implied_noise(self, latents: Tensor, x_0: Tensor, t: int) -> Tensor:
+        """Eq. 1 solved for the noise: x_t and x_0 (B, 4, h, w) -> the eps that leads from one to the other."""
+        abar_t = self.alpha_bars[t].double().item()
+        return (latents - abar_t**0.5 * x_0) / (1 - abar_t) ** 0.5
+
     def ddpm_step(
         self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None, past: Past = ()
     ) -> Tensor:
