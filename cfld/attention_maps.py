@@ -93,7 +93,7 @@ def token_maps(model: CFLD, rows: int) -> Iterator[Tensor]:
     whose appearance_scale must therefore not be 0.
     """
     size = model.config.image_size // model.config.vae.factor
-    maps = torch.zeros(rows, model.config.prd.num_queries, size, size, device=model.null_prompt.device)
+    maps = torch.zeros(rows, model.config.prompt_tokens, size, size, device=model.null_prompt.device)
     seen = 0
 
     def see(attention: Tensor) -> None:

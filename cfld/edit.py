@@ -181,7 +181,7 @@ def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: i
 
 def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
     """A photo as the source encoder takes it: (1, 3, 256, 256) in [-1, 1], as the weights are."""
-    return to_range(to_square(photo, model.config.swin.image_size)[None]).to(model.unet.conv_in.weight)
+    return to_range(to_square(photo, model.config.source_size)[None]).to(model.unet.conv_in.weight)
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray) -> Tensor:
@@ -284,6 +284,8 @@ def run_attention(options: argparse.Namespace) -> None:
     photo = read_image(options.source, upright=True)
     keypoints = read_poses([options.pose], options) if options.pose else None
     model, vae = open_model(options)
+    if model.config.prompt != "prd":
+        raise UserError(f"the queries shown are those of H_D, found a baseline of prompt {model.config.prompt!r}")
 
     photos, labels = labelled_photos(options.people)
     of_people = torch.cat([source_maps(model, source_tensor(model, x)) for x in photos]).mean(dim=1)

@@ -275,7 +275,7 @@ def paint_pairs(options: argparse.Namespace, cases: PairSet, processes: Processe
         make_painter = partial(model_painter, source, options, device, PRECISIONS[precision])
     else:
         make_painter = partial(vae_painter, source, device, PRECISIONS[precision])
-    pairs = FashionPairs(options.data, "test", config.image_size, config.swin.image_size)
+    pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
     folder = options.out / "pictures"
     paint(folder, asked, pairs, len(cases), cases.size, make_painter, options.batch, processes)
     return folder

@@ -44,6 +44,7 @@ from cfld.files import (
     write_json,
 )
 from cfld.plot import GRID, INK, ticks
+from cfld.protocol import NAME_HINT, find_pictures
 from cfld.sample import parse_size
 
 MEASURES = ("R2G", "G2R", "Jab")
@@ -58,16 +59,12 @@ Pair = tuple[str, str]
 # Building the page. --------------------------------------------------------------------------------------------------
 
 
-def result_path(folder: Path, pair: Pair) -> Path:
-    """The picture of a pair in a folder of results, by the name that the pair gives: names do not tell where the first
-    of two photos' names ends. Raises UserError if there is none."""
-    source, target = (Path(name).stem for name in pair)
-    names = [f"{source}_2_{target}_vis", f"{source}_to_{target}", f"{source}_{target}"]
-    for name in names:
-        for suffix in (".png", ".jpg"):
-            if (folder / (name + suffix)).is_file():
-                return folder / (name + suffix)
-    raise UserError(f"{folder} must hold a picture of every pair, and has neither {', '.join(names)}.png nor .jpg")
+def result_paths(folder: Path, pairs: list[Pair]) -> dict[Pair, Path]:
+    """The pictures of these pairs in a folder of results. Raises UserError if one is missing."""
+    paths = find_pictures(folder, pairs)
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise UserError(f"{folder} must hold a picture of every pair, has not {missing[0]}{NAME_HINT}")
+    return dict(zip(pairs, paths, strict=True))
 
 
 def choose_pairs(pairs: list[Pair], judged: int, compared: int, rng: np.random.Generator) -> list[list[Pair]]:
@@ -114,17 +111,18 @@ def build(
     def truth(pair: Pair) -> Path:
         return data / "test_highres" / pair[1]
 
+    results = {name: result_paths(folder, [*generated, *both]) for name, folder in methods.items()}
     groups, questions = [], []  # what the key says of part 1 and of part 2
     for name in rng.permutation(list(methods)).tolist():
         shown = [(truth(pair), "real") for pair in real]
-        shown += [(result_path(methods[name], pair), "generated") for pair in generated]
+        shown += [(results[name][pair], "generated") for pair in generated]
         shown = [shown[i] for i in rng.permutation(len(shown))]
         groups.append(
             {"method": name, "pictures": [str(path) for path, _ in shown], "answers": [answer for _, answer in shown]}
         )
     for pair in both:
         order = rng.permutation(list(methods)).tolist()
-        pictures = [str(result_path(methods[name], pair)) for name in order]
+        pictures = [str(results[name][pair]) for name in order]
         questions.append({"truth": str(truth(pair)), "pictures": pictures, "methods": order})
 
     used = {path for group in groups for path in group["pictures"]}

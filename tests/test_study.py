@@ -23,7 +23,7 @@ from cfld.study import (
     interval,
     main,
     read_answers,
-    result_path,
+    result_paths,
     score,
 )
 
@@ -72,9 +72,10 @@ def colour_of(image: Image.Image) -> str | None:
 @pytest.mark.parametrize("name", ["a_1_2_b_2_c_vis.png", "a_1_2_b_to_c.jpg", "a_1_2_b_c.png"])
 def test_the_name_of_a_result_is_built_of_the_pair(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    assert result_path(tmp_path, ("a_1_2_b.jpg", "c.jpg")) == tmp_path / name
-    with pytest.raises(UserError, match=r"neither a_1_2_b\.x_2_d_vis, a_1_2_b\.x_to_d, a_1_2_b\.x_d\.png nor \.jpg"):
-        result_path(tmp_path, ("a_1_2_b.x.jpg", "d.jpg"))
+    pair = ("a_1_2_b.jpg", "c.jpg")
+    assert result_paths(tmp_path, [pair]) == {pair: tmp_path / name}
+    with pytest.raises(UserError, match=r"has not a_1_2_b\.x_2_d_vis\.png; the names looked for"):
+        result_paths(tmp_path, [("a_1_2_b.x.jpg", "d.jpg")])
 
 
 def test_pairs_are_drawn_without_showing_a_target_twice() -> None:
