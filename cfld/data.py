@@ -45,15 +45,16 @@ from cfld.files import (
     read_image,
     read_json,
     read_text,
+    save_image,
     sha256,
     write_json,
     write_tensors,
 )
 from cfld.model import load_vae_alone
-from cfld.pose import read_annotations, read_pose
+from cfld.photo import PHOTO_SUFFIXES, fit, whole
+from cfld.pose import joints_on, read_annotations, read_joints
 
 SPLITS = ("train", "test")
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
@@ -142,21 +143,22 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
-    """Put a photo where training looks for it, upright -> its keypoints (18, 2), of the .json or .npy file beside it.
-    Raises UserError."""
-    joints = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
-    if joints is None:
+    """Put a photo where training looks for it, upright and cut as cfld.photo.fit says -> its keypoints (18, 2), of the
+    .json or .npy file beside it. Raises UserError."""
+    file = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
+    if file is None:
         raise UserError(f"{path}: must have a file of joints beside it, {path.stem}.json or .npy")
     photo = read_image(path, upright=True)
-    keypoints = read_pose(str(joints), (photo.height, photo.width), min_confidence=min_confidence)
+    size = photo.height, photo.width
+    joints = joints_on(photo, *read_joints(str(file), size, min_confidence=min_confidence))
+    crop = fit(size, joints)
     with Image.open(path) as stored:
         turned = stored.getexif().get(ORIENTATION, 1) != 1
-    if turned:
-        with atomic(target) as temporary:
-            photo.save(temporary, quality=95)
+    if turned or crop != whole(size):
+        save_image(target, crop.cut(photo), quality=95)
     else:
         link(path, target)
-    return keypoints
+    return crop.to_frame(joints)
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str, int]:

@@ -37,9 +37,10 @@ from cfld.attention_maps import (
 from cfld.data import to_range, to_square
 from cfld.files import HelpFormatter, UserError, command_parser, read_image, save_image
 from cfld.model import CFLD, Conditions
-from cfld.pose import pose_maps
+from cfld.photo import fit, fitted, whole
+from cfld.pose import POSE_HELP, joints_on, pose_maps, pose_settings, read_joints
 from cfld.sample import (
-    POSE_HELP,
+    SOURCE_POSE_HELP,
     Reference,
     add_options,
     check_outs,
@@ -48,6 +49,7 @@ from cfld.sample import (
     open_model,
     picture_grid,
     read_poses,
+    read_source,
     settings,
     to_pictures,
 )
@@ -131,16 +133,16 @@ def paint_frames(model: CFLD, vae: VAE, parts: Iterable[Conditions], seed: int, 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def read_mask(path: str, reference: Image.Image) -> Tensor:
-    """A picture of the reference's size, white where it is to be painted -> (1, 1, h, w) bool. Raises UserError."""
+def read_mask(path: str, reference: Image.Image) -> Image.Image:
+    """A picture of the reference's size, white where it is to be painted, black elsewhere. Raises UserError."""
     mask = read_image(path).convert("L")
     if mask.size != reference.size:
         raise UserError(
             f"{path}: the mask must be as large as the reference, {reference.width}x{reference.height}, "
             f"found {mask.width}x{mask.height}"
         )
-    painted = torch.from_numpy(np.array(mask) > 127)[None, None]
-    if not painted.any():
+    painted = mask.point(lambda value: 255 * (value > 127))
+    if not painted.getbbox():
         raise UserError(f"{path}: the mask must be white where it is to be painted, found no white in it")
     return painted
 
@@ -181,7 +183,7 @@ def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: i
 
 def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
     """A photo as the source encoder takes it: (1, 3, 256, 256) in [-1, 1], as the weights are."""
-    return to_range(to_square(photo, model.config.source_size)[None]).to(model.unet.conv_in.weight)
+    return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.unet.conv_in.weight)
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray) -> Tensor:
@@ -195,21 +197,26 @@ def run_edit(options: argparse.Namespace) -> None:
     how, out = settings(options), Path(options.out)
     check_outs([out], options)
     photo, reference = (read_image(path, upright=True) for path in (options.source, options.reference))
-    mask, keypoints = read_mask(options.mask, reference), read_poses([options.pose], options)
+    mask = read_mask(options.mask, reference)
+    joints = joints_on(reference, *read_joints(options.pose, **pose_settings(options)))
+    crop = fit((reference.height, reference.width), joints)
     model, vae = open_model(options)
     size, device = model.config.image_size, model.null_prompt.device
     images = edit(
         model,
         vae,
         source_tensor(model, photo),
-        to_range(to_square(reference, size)[None].to(device)),
-        mask.to(device),
-        pose_tensor(model, keypoints),
+        to_range(to_square(crop.cut(reference), size)[None].to(device)),
+        torch.from_numpy(np.array(crop.cut(mask).convert("L")) > 0)[None, None].to(device),
+        pose_tensor(model, crop.to_frame(joints)[None]),
         generator=torch.Generator().manual_seed(options.seed),
         progress=True,
         **how,
     )
-    save_image(out, to_pictures(images, options.size or default_size(size))[0])
+    picture = to_pictures(images, options.size or default_size(size))[0]
+    if crop != whole((reference.height, reference.width)):
+        picture = Image.composite(crop.paste(reference, picture), reference, mask)
+    save_image(out, picture)
     print(f"wrote {out}")
 
 
@@ -255,8 +262,8 @@ def run_interpolate(options: argparse.Namespace) -> None:
 
 def run_sequence(options: argparse.Namespace) -> None:
     outs = check_frames(options)
-    photo = read_image(options.source, upright=True)
-    keypoints = read_poses(pose_files(options.pose), options)
+    photo = read_source(options.source, options.source_pose, options)
+    keypoints = read_poses(pose_files(options.pose), options, together=True)
     model, vae = open_model(options)
     parts = in_poses(model, source_tensor(model, photo), pose_tensor(model, keypoints), options.batch)
     write_frames(model, vae, parts, outs, options)
@@ -281,7 +288,7 @@ def run_attention(options: argparse.Namespace) -> None:
         raise UserError(f"--people must be at least 1, found {options.people}")
     if options.pose and not options.appearance_scale:
         raise UserError("--appearance-scale must not be 0: no row of Eq. 7 would see the source, found 0")
-    photo = read_image(options.source, upright=True)
+    photo = fitted(read_image(options.source, upright=True))
     keypoints = read_poses([options.pose], options) if options.pose else None
     model, vae = open_model(options)
     if model.config.prompt != "prd":
@@ -333,6 +340,7 @@ def run(argv: list[str]) -> None:
 
     sequence = command("sequence", run_sequence, "Paint one person in many poses from the same noise.")
     sequence.add_argument("--source", required=True, metavar="PHOTO", help="a photo of the person")
+    sequence.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
     sequence.add_argument(
         "--pose",
         required=True,

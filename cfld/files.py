@@ -62,6 +62,17 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=HelpFormatter)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """ "256x176" -> (256, 176), for argparse."""
+    try:
+        first, second = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two whole numbers such as 256x176, found {text!r}") from None
+    if not (0 < first <= 8192 and 0 < second <= 8192):
+        raise argparse.ArgumentTypeError(f"each side must be within 1 .. 8192, found {text!r}")
+    return first, second
+
+
 def pick_device(name: str | None) -> torch.device:
     """The named device, or the best there is. Raises UserError if it is not there."""
     if name is None:

@@ -43,10 +43,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cfld import people
-from cfld.files import PRECISIONS, UserError, command, command_parser, pick_device
+from cfld.files import PRECISIONS, UserError, command, command_parser, parse_size, pick_device
 from cfld.model import CFLD, load
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, keypoints_from
-from cfld.sample import check_steps, default_size, generate, parse_size
+from cfld.sample import check_steps, default_size, generate
 from cfld.scheduler import SAMPLERS
 from cfld.vae import VAE
 

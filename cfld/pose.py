@@ -8,6 +8,7 @@ are drawn in a square map of side S, as photos are stretched to squares:
 Letters in shapes: B poses, J = 18 joints, S side of the map.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from cfld.files import UserError, read_json, read_text
+from cfld.estimator import find_people
+from cfld.files import UserError, parse_size, read_image, read_json, read_text
+from cfld.photo import FRAME, PHOTO_SUFFIXES, TOLERANCE, fit
 
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
@@ -46,7 +50,7 @@ LAYOUTS: dict[int, tuple[int | tuple[int, int], ...]] = {
     133: COCO,  # COCO-WholeBody begins with COCO's joints
 }
 
-FRAME = (256, 176)  # height and width of the frame of keypoints
+SURE = 0.5  # the visibility from which a joint that MediaPipe has found counts, unless --min-confidence says otherwise
 SIGMA = 6.0  # of the heat maps, in pixels of a map of side 256
 JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 really cover
 
@@ -116,16 +120,15 @@ def parse_joints(y_text: str, x_text: str) -> np.ndarray:
     return np.array(columns, dtype=np.float32).T
 
 
-def keypoints_in_frame(points: np.ndarray, frame: tuple[float, float], min_confidence: float = 0.0) -> np.ndarray:
-    """points (n, 3) as (x, y, score) in a picture of frame (height, width), n one of LAYOUTS -> keypoints (18, 2) as
-    (y, x) in FRAME. Joints of score 0 or below min_confidence, at (0, 0) or outside the picture are missing, and so is
-    the middle between two of which one is missing."""
+def present_joints(points: np.ndarray, size: tuple[float, float], min_confidence: float) -> np.ndarray:
+    """points (n, 3) as (x, y, score) in a picture of size (height, width), n one of LAYOUTS -> joints (18, 2) as (y, x)
+    in its pixels, -1 = missing: of score 0 or below min_confidence, at (0, 0) or outside the picture, or the middle
+    between two of which one is missing."""
     x, y, score = points.T
-    inside = (x >= 0) & (y >= 0) & (x < frame[1]) & (y < frame[0]) & ((x > 0) | (y > 0))
+    inside = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0]) & ((x > 0) | (y > 0))
     seen = inside & (score > 0) & (score >= min_confidence)
-    scaled = np.stack([y * FRAME[0] / frame[0], x * FRAME[1] / frame[1]], axis=1)
     pairs = np.array([(j, j) if isinstance(j, int) else j for j in LAYOUTS[len(points)]])  # (18, 2)
-    return np.where(seen[pairs].all(axis=1)[:, None], scaled[pairs].mean(axis=1), -1).astype(np.float32)
+    return np.where(seen[pairs].all(axis=1)[:, None], points[pairs, 1::-1].mean(axis=1), -1)
 
 
 def as_numbers(values: Any) -> np.ndarray:
@@ -179,7 +182,8 @@ def array_points(content: Any, person: int) -> np.ndarray:
 
 
 def picture_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | None) -> tuple[float, float]:
-    """Height and width of the picture in which points (n, 3) are, as keypoints_from describes. Raises UserError."""
+    """Height and width of the picture in which points (n, 3) are, (1, 1) if they are fractions; as joints_from
+    describes. Raises UserError."""
     if len(points) == MEDIAPIPE:
         return 1, 1
     if isinstance(content, dict) and "canvas_height" in content and "canvas_width" in content:
@@ -187,39 +191,55 @@ def picture_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | 
         if not all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in canvas):
             raise UserError(f"canvas_height and canvas_width must be positive numbers of pixels, found {canvas}")
         return canvas
-    frame = pose_size or FRAME
+    size = pose_size or FRAME
     x, y = points[points[:, 2] > 0, :2].max(axis=0, initial=0)
-    if max(frame) > 1 and 0 < max(x, y) <= 1:
+    if max(size) > 1 and 0 < max(x, y) <= 1:
         raise UserError("joints must be in pixels, found none beyond 1: give --pose-size 1x1 if they are fractions")
     if pose_size is None and (x >= FRAME[1] or y >= FRAME[0]):
         raise UserError(
             f"joints reach to x = {x:g}, y = {y:g}, outside a picture of {FRAME[1]}x{FRAME[0]}, and the file does not "
             "say how large its picture is: give --pose-size WxH"
         )
-    return frame
+    return size
+
+
+Joints = tuple[np.ndarray, tuple[float, float]]  # (18, 2) as (y, x) in pixels, -1 = missing; and (height, width)
+
+
+def joints_from(
+    content: Any, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
+) -> Joints:
+    """What an estimator of poses has found -> joints (18, 2) as (y, x) in pixels of their picture, -1 = missing, and
+    the picture's (height, width). Raises UserError.
+
+    content: OpenPose's JSON of 18 or 25 joints; or an array or nested lists (n, c) or (people, n, c), n one of LAYOUTS,
+        with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence
+    pose_size: (height, width) of the picture. OpenPose's canvas_height and canvas_width go before it; without it the
+        picture is FRAME, if all joints fit in. Fractions, as MediaPipe's joints are, are of any picture
+    person: whose pose, counted from 0
+    min_confidence: joints of a lower score are missing
+    """
+    points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
+    size = picture_size(points, content, pose_size)
+    if size == (1, 1):
+        size = pose_size if pose_size not in (None, (1, 1)) else FRAME
+        points = points * [size[1], size[0], 1]
+    joints = present_joints(points, size, min_confidence)
+    if (joints < 0).all():
+        raise UserError(
+            f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
+            "check --person, --pose-size and --min-confidence, and that MediaPipe's joints are fractions"
+        )
+    return joints, size
 
 
 def keypoints_from(
     content: Any, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
 ) -> np.ndarray:
-    """What an estimator of poses has found -> keypoints (18, 2) as (y, x) in FRAME. Raises UserError.
-
-    content: OpenPose's JSON of 18 or 25 joints; or an array or nested lists (n, c) or (people, n, c), n one of LAYOUTS,
-        with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence
-    pose_size: (height, width) of the picture. OpenPose's canvas_height and canvas_width go before it, and MediaPipe's
-        joints are fractions of any; without it the picture is FRAME, if all joints fit in
-    person: whose pose, counted from 0
-    min_confidence: joints of a lower score are missing
-    """
-    points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
-    frame = picture_size(points, content, pose_size)
-    keypoints = keypoints_in_frame(points, frame, min_confidence)
-    if (keypoints < 0).all():
-        raise UserError(
-            f"person {person} has no joint within {frame[1]}x{frame[0]} of a score of at least {min_confidence}: check "
-            "--person, --pose-size and --min-confidence, and that MediaPipe's joints are fractions"
-        )
-    return keypoints
+    """What joints_from takes -> keypoints (18, 2) as (y, x) in FRAME, fitted as their photo would be. Raises
+    UserError."""
+    joints, size = joints_from(content, pose_size, person, min_confidence)
+    return fit(size, joints).to_frame(joints)
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -255,11 +275,12 @@ def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     return annotations
 
 
-def read_pose(
-    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
-) -> np.ndarray:
-    """What --pose takes -> keypoints (18, 2) as (y, x) in FRAME: "annotation.csv#name", or a .json or .npy file as
-    keypoints_from describes. Raises UserError."""
+def read_joints(
+    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+) -> Joints:
+    """What --pose takes -> joints and the size of their picture, as joints_from gives them: "annotation.csv#name"; a
+    .json or .npy file as joints_from describes; or a photo, whose joints cfld.estimator finds. min_confidence: None is
+    SURE for a photo and 0 for a file. Raises UserError."""
     if "#" in text and not Path(text).is_file():
         path, name = text.rsplit("#", 1)
         annotations = read_annotations(path)
@@ -267,14 +288,75 @@ def read_pose(
             raise UserError(
                 f"{path}: no row named {name!r} among {len(annotations)}, such as {next(iter(annotations), '-')}"
             )
-        return annotations[name]
-    readers = {".json": read_json, ".npy": read_array}
-    if (suffix := Path(text).suffix.lower()) not in readers:
+        return annotations[name].astype(np.float64), FRAME
+    suffix = Path(text).suffix.lower()
+    if suffix in PHOTO_SUFFIXES:
+        photo = read_image(text, upright=True)
+        pose_size, min_confidence = (photo.height, photo.width), SURE if min_confidence is None else min_confidence
+        content: Any = find_people(photo)
+    elif suffix in (".json", ".npy"):
+        content = read_json(text) if suffix == ".json" else read_array(text)
+    else:
         raise UserError(
-            f"--pose {text}: must be a .json or .npy file of joints, or an annotation file with #name behind"
+            f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
+            "annotation file with #name behind"
         )
-    content = readers[suffix](text)
     try:
-        return keypoints_from(content, pose_size, person, min_confidence)
+        return joints_from(content, pose_size, person, min_confidence or 0.0)
     except UserError as error:
         raise UserError(f"{text}: {error}") from None
+
+
+def read_pose(
+    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+) -> np.ndarray:
+    """What read_joints takes -> keypoints (18, 2) as (y, x) in FRAME, fitted as their photo would be. Raises
+    UserError."""
+    joints, size = read_joints(text, pose_size, person, min_confidence)
+    return fit(size, joints).to_frame(joints)
+
+
+def joints_on(photo: Image.Image, joints: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """joints (18, 2) in the pixels of a smaller or larger copy of the photo, of size (height, width) -> in the photo's
+    own pixels. Raises UserError if the copy has another shape."""
+    if abs(size[1] / size[0] * photo.height / photo.width - 1) > TOLERANCE:
+        raise UserError(
+            f"the joints' picture, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
+            f"{photo.width}x{photo.height}: find the joints in this photo, or check --pose-size"
+        )
+    return np.where(joints >= 0, joints * [photo.height / size[0], photo.width / size[1]], -1)
+
+
+# The options of every command that reads poses. ----------------------------------------------------------------------
+
+POSE_HELP = (
+    "OpenPose JSON; a .json or .npy array of COCO's, COCO-WholeBody's or MediaPipe's joints; an annotation CSV with "
+    "#name behind it; or a photo, if the extra [pose] is installed (docs/poses.md)"
+)
+
+
+def add_pose_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how what --pose takes is to be read."""
+    parser.add_argument(
+        "--pose-size",
+        type=parse_size,
+        metavar="WxH",
+        help="of the picture that the joints were found in, if the file does not say",
+    )
+    parser.add_argument("--person", type=int, default=0, help="whose pose in files of several people, from 0")
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        help=f"joints with a score below are missing, within 0 .. 1 (default: {SURE} in photos, 0 in files)",
+    )
+
+
+def pose_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What add_pose_options' options mean for read_joints. Raises UserError for values that mean nothing."""
+    if options.min_confidence is not None and not 0 <= options.min_confidence <= 1:
+        raise UserError(f"--min-confidence must be within 0 .. 1, found {options.min_confidence}")
+    return {
+        "pose_size": options.pose_size and options.pose_size[::-1],
+        "person": options.person,
+        "min_confidence": options.min_confidence,
+    }

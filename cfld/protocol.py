@@ -25,10 +25,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cfld.data import PHOTO_SUFFIXES, FashionPairs
+from cfld.data import FashionPairs
 from cfld.files import UserError, read_image
 from cfld.metrics import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS, SSIM_PROTOCOLS, load_inception, load_lpips
 from cfld.person import Array, backdrop, face_box, mean_colours, person_region
+from cfld.photo import PHOTO_SUFFIXES
 
 PATTERNS = ("{}_2_{}_vis", "{}_to_{}", "{}_{}")
 SUFFIXES = (".png", ".jpg", ".jpeg")

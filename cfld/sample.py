@@ -32,16 +32,22 @@ from cfld.files import (
     check_picture_name,
     command,
     command_parser,
+    parse_size,
     pick_device,
     read_image,
     refuse_overwrite,
     save_image,
 )
 from cfld.model import CFLD, Conditions, load
-from cfld.pose import FRAME, pose_maps, read_pose
+from cfld.photo import FRAME, Crop, fit, fitted
+from cfld.pose import POSE_HELP, add_pose_options, joints_on, pose_maps, pose_settings, read_joints
 from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.vae import VAE
 
+SOURCE_POSE_HELP = (
+    "the joints of the first person in the source, in any form of --pose: the photo is cut around them "
+    "(default: a source that is not 11:16 gets rims)"
+)
 EDITING = ("edit", "interpolate", "sequence", "attention")  # first words that lead to cfld.edit
 
 
@@ -240,7 +246,7 @@ def generate(
 ) -> list[Image.Image]:
     """The person of a photo in other poses.
 
-    photo: a picture of one person, about 256x176 in shape
+    photo: a picture of one person. One that is not 11:16 gets rims, as cfld.photo.fit says without joints
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
     steps, sampler, pose_scale, appearance_scale, guidance_interval, on_step: see denoise
@@ -249,7 +255,7 @@ def generate(
     """
     config, device = model.config, model.null_prompt.device
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device).reshape(-1, 18, 2)
-    source_images = to_range(to_square(photo, config.source_size)[None].to(device))
+    source_images = to_range(to_square(fitted(photo), config.source_size)[None].to(device))
     images = sample(
         model,
         vae,
@@ -279,17 +285,6 @@ def default_size(image_size: int) -> tuple[int, int]:
     return (512, 352) if image_size >= 512 else FRAME
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "256x176" -> (256, 176)."""
-    try:
-        first, second = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be two whole numbers such as 256x176, found {text!r}") from None
-    if not (0 < first <= 8192 and 0 < second <= 8192):
-        raise argparse.ArgumentTypeError(f"each side must be within 1 .. 8192, found {text!r}")
-    return first, second
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that samples."""
     parser.add_argument(
@@ -306,16 +301,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="of the picture (default: 512x352, or 256x176 for models of smaller images)",
     )
-    parser.add_argument(
-        "--pose-size",
-        type=parse_size,
-        metavar="WxH",
-        help="of the picture that the joints were found in, if the file does not say",
-    )
-    parser.add_argument("--person", type=int, default=0, help="whose pose in files of several people, from 0")
-    parser.add_argument(
-        "--min-confidence", type=float, default=0.0, help="joints with a score below are missing, within 0 .. 1"
-    )
+    add_pose_options(parser)
     parser.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     parser.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     parser.add_argument(
@@ -336,8 +322,6 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What add_options' options mean for denoise. Raises UserError for values that mean nothing."""
     if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
         raise UserError("--pose-scale and --appearance-scale must be finite numbers")
-    if not 0 <= options.min_confidence <= 1:
-        raise UserError(f"--min-confidence must be within 0 .. 1, found {options.min_confidence}")
     lowest, highest = options.guidance_interval or (0, math.inf)
     if lowest > highest:
         raise UserError(f"--guidance-interval must be LOW HIGH with LOW <= HIGH, found {lowest} {highest}")
@@ -359,10 +343,28 @@ def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int
         refuse_overwrite(path, options.force)
 
 
-def read_poses(texts: Sequence[str], options: argparse.Namespace) -> np.ndarray:
-    """What --pose takes, B times -> keypoints (B, 18, 2)."""
-    pose_size = options.pose_size and options.pose_size[::-1]
-    return np.stack([read_pose(text, pose_size, options.person, options.min_confidence) for text in texts])
+def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Image.Image:
+    """A photo, upright, and around the joints of its person if --source-pose gives them, as generate takes it."""
+    photo = read_image(path, upright=True)
+    if pose is None:
+        return fitted(photo)
+    size = photo.height, photo.width
+    try:
+        joints = joints_on(photo, *read_joints(pose, size, min_confidence=options.min_confidence))
+    except UserError as error:
+        raise UserError(f"--source-pose: {error}") from None
+    return fit(size, joints).cut(photo)
+
+
+def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
+    """What --pose takes, B times -> keypoints (B, 18, 2); together: with one window for all poses in pictures of one
+    size, as the frames of a video are."""
+    found = [read_joints(text, **pose_settings(options)) for text in texts]
+
+    def window(joints: np.ndarray, size: tuple[float, float]) -> Crop:
+        return fit(size, np.concatenate([j for j, s in found if s == size]) if together else joints)
+
+    return np.stack([window(*pose).to_frame(pose[0]) for pose in found])
 
 
 def open_model(options: argparse.Namespace) -> tuple[CFLD, VAE]:
@@ -376,21 +378,14 @@ def open_model(options: argparse.Namespace) -> tuple[CFLD, VAE]:
     return model, vae
 
 
-POSE_HELP = (
-    "OpenPose JSON; a .json or .npy array of COCO's, COCO-WholeBody's or MediaPipe's joints; "
-    "or an annotation CSV with #name behind it (docs/poses.md)"
-)
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in EDITING:
         return importlib.import_module("cfld.edit").run(argv)  # by name: cfld.edit stands on this module
     parser = command_parser("cfld.sample", __doc__)
-    parser.add_argument(
-        "--source", required=True, metavar="PHOTO", help="a photo of the person, about 256x176 in shape"
-    )
+    parser.add_argument("--source", required=True, metavar="PHOTO", help="a photo of the person")
+    parser.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
     parser.add_argument("--pose", required=True, nargs="+", metavar="FILE", help=f"poses to paint: {POSE_HELP}")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
@@ -403,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     check_outs(outs, options, len(outs))
-    photo = read_image(options.source, upright=True)
+    photo = read_source(options.source, options.source_pose, options)
     keypoints = read_poses(options.pose, options)
     model, vae = open_model(options)
     pictures = generate(model, vae, photo, keypoints, size=options.size, seed=options.seed, progress=True, **how)

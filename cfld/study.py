@@ -37,6 +37,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    parse_size,
     read_image,
     read_json,
     refuse_overwrite,
@@ -45,7 +46,6 @@ from cfld.files import (
 )
 from cfld.plot import GRID, INK, ticks
 from cfld.protocol import NAME_HINT, find_pictures
-from cfld.sample import parse_size
 
 MEASURES = ("R2G", "G2R", "Jab")
 ANSWERS = ("real", "generated")  # of part 1

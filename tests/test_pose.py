@@ -11,6 +11,7 @@ import torch
 from references import DATA
 
 from cfld.files import UserError
+from cfld.photo import fit
 from cfld.pose import (
     BONE_COLOURS,
     BONES,
@@ -158,8 +159,8 @@ def with_neck_between_the_shoulders(keypoints: np.ndarray) -> np.ndarray:
     return keypoints
 
 
-def test_a_pose_is_the_same_bit_for_bit_in_every_format(tmp_path: Path) -> None:
-    width, height = 1101, 749
+@pytest.mark.parametrize(("width", "height"), [(749, 1101), (1101, 749)])
+def test_a_pose_is_the_same_bit_for_bit_in_every_format(width: int, height: int, tmp_path: Path) -> None:
     chosen = [with_neck_between_the_shoulders(keypoints) for keypoints in KEYPOINTS[::3].double().numpy()]
     present = (np.stack(chosen) >= 0).all(axis=-1)
     assert present.any(axis=0).all() and not present.all()
@@ -173,10 +174,21 @@ def test_a_pose_is_the_same_bit_for_bit_in_every_format(tmp_path: Path) -> None:
             if joints in (18, 25):
                 content = openpose(points, canvas_width=width, canvas_height=height)
                 (tmp_path / f"openpose-{joints}.json").write_text(json.dumps(content))
-        files = list(tmp_path.iterdir())
+        files = [str(file) for file in tmp_path.iterdir() if file.suffix != ".csv"]
         assert len(files) == 5 * 2 + 2
-        for file in files:
-            assert np.array_equal(read_pose(str(file), (height, width)), keypoints.astype(np.float32)), file.name
+        row = f"a.jpg: {json.dumps(keypoints[:, 0].tolist())}: {json.dumps(keypoints[:, 1].tolist())}"
+        (tmp_path / "annotation.csv").write_text(f"name:keypoints_y:keypoints_x\n{row}\n")
+        if width < height:  # 11:16, as the frame of annotations is
+            files.append(f"{tmp_path}/annotation.csv#a.jpg")
+            expected = keypoints.astype(np.float32)
+        else:
+            joints = np.where(keypoints >= 0, keypoints * [height / 256, width / 176], -1)
+            expected = fit((height, width), joints).to_frame(joints)
+            assert not np.allclose(expected, keypoints)
+        poses = np.stack([read_pose(file, (height, width)) for file in files])
+        assert np.array_equal(poses, expected[None].repeat(len(files), axis=0))
+        maps = pose_maps(torch.from_numpy(poses[[0, 5, -1]]), 64)
+        assert torch.equal(maps[0], maps[1]) and torch.equal(maps[0], maps[2])
 
 
 def test_the_neck_is_missing_if_a_shoulder_is_missing_outside_or_doubtful() -> None:
@@ -220,7 +232,7 @@ def test_the_size_of_the_picture_is_asked_for_if_it_is_not_known() -> None:
         with pytest.raises(UserError, match=r"x = 300.*--pose-size WxH"):
             keypoints_from(content)
         assert np.allclose(keypoints_from(content, (512, 352))[0], [points[0, 1] / 2, 150])
-    assert np.allclose(keypoints_from(openpose(points, canvas_width=704, canvas_height=256), (512, 352))[0, 1], 75)
+    assert np.allclose(keypoints_from(openpose(points, canvas_width=704, canvas_height=1024), (512, 352))[0, 1], 75)
 
 
 def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
@@ -230,7 +242,7 @@ def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
         with pytest.raises(UserError, match=r"must be in pixels.*--pose-size 1x1"):
             keypoints_from(fractions, pose_size)
     assert np.allclose(keypoints_from(fractions, (1, 1)), keypoints_from(points))
-    with pytest.raises(UserError, match=r"no joint within 1x1.*MediaPipe's joints are fractions"):
+    with pytest.raises(UserError, match=r"no joint within 176x256.*MediaPipe's joints are fractions"):
         keypoints_from(some_points(33))
 
 
