@@ -255,6 +255,9 @@ def read_array(path: str | Path) -> np.ndarray:
     return array
 
 
+READERS = {".json": read_json, ".npy": read_array}
+
+
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     """A DeepFashion annotation file -> keypoints (18, 2) as (y, x) in FRAME by name. Raises UserError with the line."""
     lines = read_text(path).splitlines()
@@ -290,21 +293,19 @@ def read_joints(
             )
         return annotations[name].astype(np.float64), FRAME
     suffix = Path(text).suffix.lower()
-    if suffix in PHOTO_SUFFIXES:
-        photo = read_image(text, upright=True)
-        pose_size, min_confidence = (photo.height, photo.width), SURE if min_confidence is None else min_confidence
-        content: Any = find_people(photo)
-    elif suffix in (".json", ".npy"):
-        content = read_json(text) if suffix == ".json" else read_array(text)
-    else:
-        raise UserError(
-            f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
-            "annotation file with #name behind"
-        )
     try:
-        return joints_from(content, pose_size, person, min_confidence or 0.0)
+        if suffix in PHOTO_SUFFIXES:
+            photo = read_image(text, upright=True)
+            sure = SURE if min_confidence is None else min_confidence
+            return joints_from(find_people(photo), (photo.height, photo.width), person, sure)
+        if suffix in READERS:
+            return joints_from(READERS[suffix](text), pose_size, person, min_confidence or 0.0)
     except UserError as error:
-        raise UserError(f"{text}: {error}") from None
+        raise UserError(str(error) if str(text) in str(error) else f"{text}: {error}") from None
+    raise UserError(
+        f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
+        "annotation file with #name behind"
+    )
 
 
 def read_pose(
