@@ -2,7 +2,7 @@
 
 import cfld
 model, vae = cfld.load()  # the bundled model; cfld.load("DIR"): another
-picture = cfld.generate(model, vae, photo, keypoints)[0]
+picture = cfld.generate(model, vae, photo, cfld.read_pose("pose.json"))[0]
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from cfld.adapter import AdapterConfig, PoseAdapter
 from cfld.config import SD15, TINY, CFLDConfig
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.model import CFLD, Conditions, load, save
-from cfld.pose import pose_maps
+from cfld.pose import pose_maps, read_pose
 from cfld.prd import PerceptionRefinedDecoder, PRDConfig
 from cfld.scheduler import Scheduler, SchedulerConfig
 from cfld.swin import Swin, SwinConfig
@@ -46,6 +46,7 @@ __all__ = [
     "generate",
     "load",
     "pose_maps",
+    "read_pose",
     "save",
 ]
 
