@@ -1,6 +1,7 @@
 """Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), the loop over timesteps, and the command.
 
     python -m cfld.sample --source photo.jpg --pose pose.json --out out.png
+    python -m cfld.sample --source me.jpg --source-pose me.json --pose dancer.jpg --out out.png
     python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
     python -m cfld.sample edit|interpolate|sequence|attention --help              four uses of the same model: cfld.edit
 
