@@ -52,7 +52,7 @@ from cfld.files import (
 )
 from cfld.model import load_vae_alone
 from cfld.photo import PHOTO_SUFFIXES, fit, whole
-from cfld.pose import joints_on, read_annotations, read_joints
+from cfld.pose import joints_on, read_annotations
 
 SPLITS = ("train", "test")
 ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
@@ -149,8 +149,7 @@ def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
     if file is None:
         raise UserError(f"{path}: must have a file of joints beside it, {path.stem}.json or .npy")
     photo = read_image(path, upright=True)
-    size = photo.height, photo.width
-    joints = joints_on(photo, *read_joints(str(file), size, min_confidence=min_confidence))
+    joints, size = joints_on(photo, str(file), min_confidence=min_confidence), (photo.height, photo.width)
     crop = fit(size, joints)
     with Image.open(path) as stored:
         turned = stored.getexif().get(ORIENTATION, 1) != 1

@@ -9,8 +9,10 @@ Letters in shapes: B poses, J = 18 joints, S side of the map.
 """
 
 import argparse
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +257,6 @@ def read_array(path: str | Path) -> np.ndarray:
     return array
 
 
-READERS = {".json": read_json, ".npy": read_array}
-
-
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     """A DeepFashion annotation file -> keypoints (18, 2) as (y, x) in FRAME by name. Raises UserError with the line."""
     lines = read_text(path).splitlines()
@@ -278,6 +277,13 @@ def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
     return annotations
 
 
+READERS: dict[str, Callable[[str], Any]] = {
+    ".json": read_json,
+    ".npy": read_array,
+    **dict.fromkeys(PHOTO_SUFFIXES, functools.partial(read_image, upright=True)),
+}
+
+
 def read_joints(
     text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
 ) -> Joints:
@@ -292,20 +298,19 @@ def read_joints(
                 f"{path}: no row named {name!r} among {len(annotations)}, such as {next(iter(annotations), '-')}"
             )
         return annotations[name].astype(np.float64), FRAME
-    suffix = Path(text).suffix.lower()
+    if (suffix := Path(text).suffix.lower()) not in READERS:
+        raise UserError(
+            f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
+            "annotation file with #name behind"
+        )
+    content = READERS[suffix](text)
     try:
-        if suffix in PHOTO_SUFFIXES:
-            photo = read_image(text, upright=True)
+        if isinstance(content, Image.Image):
             sure = SURE if min_confidence is None else min_confidence
-            return joints_from(find_people(photo), (photo.height, photo.width), person, sure)
-        if suffix in READERS:
-            return joints_from(READERS[suffix](text), pose_size, person, min_confidence or 0.0)
+            return joints_from(find_people(content), (content.height, content.width), person, sure)
+        return joints_from(content, pose_size, person, min_confidence or 0.0)
     except UserError as error:
-        raise UserError(str(error) if str(text) in str(error) else f"{text}: {error}") from None
-    raise UserError(
-        f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
-        "annotation file with #name behind"
-    )
+        raise UserError(f"{text}: {error}") from None
 
 
 def read_pose(
@@ -317,12 +322,20 @@ def read_pose(
     return fit(size, joints).to_frame(joints)
 
 
-def joints_on(photo: Image.Image, joints: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    """joints (18, 2) in the pixels of a smaller or larger copy of the photo, of size (height, width) -> in the photo's
-    own pixels. Raises UserError if the copy has another shape."""
+def joints_on(
+    photo: Image.Image,
+    text: str,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float | None = None,
+) -> np.ndarray:
+    """What read_joints takes, found in this photo or in a smaller or larger copy of it -> joints (18, 2) as (y, x) in
+    the photo's own pixels, -1 = missing. pose_size: of the copy, if the file does not say; None is the photo's own.
+    Raises UserError, also if the copy has another shape than the photo."""
+    joints, size = read_joints(text, pose_size or (photo.height, photo.width), person, min_confidence)
     if abs(size[1] / size[0] * photo.height / photo.width - 1) > TOLERANCE:
         raise UserError(
-            f"the joints' picture, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
+            f"{text}: the joints' picture, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
             f"{photo.width}x{photo.height}: find the joints in this photo, or check --pose-size"
         )
     return np.where(joints >= 0, joints * [photo.height / size[0], photo.width / size[1]], -1)

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cfld.files import (
-    UserError,
     check_picture_name,
     command,
     command_parser,
@@ -34,7 +33,6 @@ from cfld.pose import (
     add_pose_options,
     joints_on,
     pose_settings,
-    read_joints,
 )
 
 MARKED = ("shoulder", "wrist", "ankle")  # joints that get an R or an L, of the person's right and left
@@ -99,14 +97,8 @@ def main(argv: list[str] | None = None) -> None:
             check_picture_name(out)
         refuse_overwrite(out, options.force)
     photo = read_image(options.photo, upright=True)
-    size = photo.height, photo.width
-    pose = options.pose or options.photo
-    joints, picture_size = read_joints(pose, **how | {"pose_size": how["pose_size"] or size})
-    try:
-        joints = joints_on(photo, joints, picture_size)
-    except UserError as error:
-        raise UserError(f"{pose}: {error}") from None
-    crop = fit(size, joints)
+    joints = joints_on(photo, options.pose or options.photo, **how)
+    crop = fit((photo.height, photo.width), joints)
     missing = [name for name, joint in zip(JOINTS, joints, strict=True) if min(joint) < 0]
     print(f"{len(JOINTS) - len(missing)} of {len(JOINTS)} joints; missing: {', '.join(missing) or 'none'}")
     print(f"window: {crop.width}x{crop.height} from x = {crop.left}, y = {crop.top} of {photo.width}x{photo.height}")

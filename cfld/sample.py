@@ -349,12 +349,8 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Ima
     photo = read_image(path, upright=True)
     if pose is None:
         return fitted(photo)
-    size = photo.height, photo.width
-    try:
-        joints = joints_on(photo, *read_joints(pose, size, min_confidence=options.min_confidence))
-    except UserError as error:
-        raise UserError(f"--source-pose: {error}") from None
-    return fit(size, joints).cut(photo)
+    joints = joints_on(photo, pose, min_confidence=options.min_confidence)
+    return fit((photo.height, photo.width), joints).cut(photo)
 
 
 def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:

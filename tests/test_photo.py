@@ -297,8 +297,11 @@ def test_the_preview_refuses_what_it_cannot_do(tmp_path: Path, fails) -> None:
 
 
 def test_joints_of_a_smaller_copy_are_scaled_to_the_photo() -> None:
-    joints = np.array([[50.0, 30], [-1, -1]])
-    assert joints_on(picture(352, 512), joints, (256, 176)).tolist() == [[100, 60], [-1, -1]]
+    keypoints = read_annotations(CSV)[NAME]
+    joints = joints_on(picture(352, 512), f"{CSV}#{NAME}")
+    assert np.array_equal(joints, np.where(keypoints >= 0, 2 * keypoints, -1))
+    with pytest.raises(UserError, match=r"annotation-test.csv#.*176x256, must have the shape of the photo, 352x352"):
+        joints_on(picture(352, 352), f"{CSV}#{NAME}")
 
 
 def run(folder: Path, out: Path, *more: object) -> bytes:
