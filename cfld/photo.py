@@ -18,8 +18,8 @@ from PIL import Image
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FRAME = (256, 176)  # height and width of the frame of keypoints, 16:11
 TOLERANCE = 0.02  # of the shape: DeepFashion's own 1101x750 is 0.9 % away from FRAME's, a camera's 3:2 is 3 %
-# Where the joints of a whole person lie in the frame, with the margins that DeepFashion's photos have.
-TOP, BOTTOM, BREADTH = 0.12, 0.90, 0.80  # shares of its height, its height and its width
+# Where a whole person's joints lie, as shares of the frame's height, height and width: as in the photos of cfld.people.
+TOP, BOTTOM, BREADTH = 0.12, 0.90, 0.80
 
 
 @dataclass(frozen=True)

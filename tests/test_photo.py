@@ -102,6 +102,17 @@ def test_missing_joints_do_not_count_and_those_outside_the_window_become_missing
     assert (crop.to_frame(beyond) < 0).all(axis=1).tolist() == [True, True, True, False]
 
 
+def test_the_last_bits_of_joints_do_not_move_the_window() -> None:
+    joints = np.array([[100.0, 300], [349.6, 380]])  # 12 to 90 % of a height of exactly 320
+    crop = fit((1000, 1000), joints)
+    assert crop.height == 320
+    for error in (-1e-9, 1e-9):
+        for corner in np.ndindex(2, 2):
+            moved_a_little = joints.copy()
+            moved_a_little[corner] += error
+            assert fit((1000, 1000), moved_a_little) == crop
+
+
 # ------------------------------------------------------------------------------------------------------------- way back
 
 CROPS = [Crop(0, 0, 1101, 750), Crop(37, 205, 320, 220), Crop(-40, -3, 480, 330)]
