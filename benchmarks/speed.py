@@ -85,7 +85,7 @@ def flops(act: Callable[[], object]) -> dict[str, float]:
     """The floating-point operations of products and of convolutions."""
     with FlopCounterMode(display=False) as counter:
         act()
-    counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    counts = {str(name): count for name, count in counter.get_flop_counts().get("Global", {}).items()}
     convolutions = sum(count for name, count in counts.items() if "convolution" in name)
     return {"product": sum(counts.values()) - convolutions, "convolution": convolutions}
 
@@ -253,6 +253,8 @@ def growth(setup: Setup, rounds: int) -> dict[str, Any]:
     conditions, config = setup.given(1)[2], setup.config
     for sixteenths in (8, 12, 16, 20, 24):
         side = config.image_size * sixteenths // 16
+        if side % (8 * config.vae.factor):
+            continue  # three halvings of the latents must be whole
         model.config = dataclasses.replace(config)
         object.__setattr__(model.config, "image_size", side)  # whatever the other parts take: they are not asked here
         latent = side // config.vae.factor
