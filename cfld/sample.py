@@ -100,44 +100,17 @@ def draw(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Gener
 
 
 @torch.no_grad()
-def sample(
-    model: CFLD,
-    vae: VAE,
-    scheduler: Scheduler,
-    source_images: Tensor,
-    poses: Tensor,
-    *,
-    steps: int = 50,
-    sampler: str = "ddpm",
-    pose_scale: float = 2.0,
-    appearance_scale: float = 2.0,
-    guidance_interval: tuple[float, float] = (0, math.inf),
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    progress: bool = False,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
+def sample(model: CFLD, vae: VAE, scheduler: Scheduler, source_images: Tensor, poses: Tensor, **how: Any) -> Tensor:
     """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
     source_images (S, 3, 256, 256) in [-1, 1]
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
-    the rest: see denoise
+    how: what denoise takes
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
     weight = model.unet.conv_in.weight
-    return denoise(
-        model,
-        vae,
-        scheduler,
-        model.condition(source_images.to(weight), poses.to(weight)),
-        steps=steps,
-        sampler=sampler,
-        pose_scale=pose_scale,
-        appearance_scale=appearance_scale,
-        guidance_interval=guidance_interval,
-        generator=generator,
-        progress=progress,
-        on_step=on_step,
-    )
+    conditions = model.condition(source_images.to(weight), poses.to(weight))
+    return denoise(model, vae, scheduler, conditions, **how)
 
 
 @torch.no_grad()
