@@ -32,6 +32,7 @@ from cfld.files import HelpFormatter, command, write_json
 from cfld.model import Conditions
 from cfld.pose import pose_maps
 from cfld.sample import Reference, denoise, draw, guidance
+from cfld.unet import repeat_rows
 
 ROOT = Path(__file__).parents[1]
 FIRST_SEED, CLOTHS = 600_000, 2027
@@ -62,12 +63,16 @@ def errors(images: Tensor, references: Tensor, truths: Tensor, masks: Tensor) ->
 def perfect(model: CFLD, z_true: Tensor) -> Iterator[None]:
     """Within the block the model predicts the noise between its latents and z_true (1, 4, h, h)."""
     scheduler = Scheduler(model.config.scheduler)
-    forward = model.forward
-    model.forward = lambda latents, timesteps, _: scheduler.implied_noise(latents, z_true, int(timesteps[0]))
+
+    def forward(latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        noise = scheduler.implied_noise(latents, z_true, int(timesteps[0]))
+        return repeat_rows(noise, len(conditions.prompt))
+
+    learnt, model.forward = model.forward, forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        model.forward = forward
+        model.forward = learnt  # type: ignore[method-assign]
 
 
 def sample_as(

@@ -51,7 +51,8 @@ def begin(argv: list[str], log: Path) -> int:
 
 def half_written(out: Path) -> set[str]:
     """The files of a run that are being written, or were when it was killed."""
-    return {path.name for path in out.rglob(".*") if ".tmp" in path.name}
+    entries = (name for _, folders, files in os.walk(out) for name in (*folders, *files))  # what vanishes is left out
+    return {name for name in entries if name.startswith(".") and ".tmp" in name}
 
 
 def end(pid: int, out: Path, seconds: float, writes: float) -> int | None:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from machine import machine_line
+from official import Official
 from PIL import Image
 from torch import nn
 
 from cfld import CFLD, VAE
-from cfld.convert import in_layout, layout_of
 from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
 from cfld.files import keep_freed_memory, write_json
 from cfld.model import save
@@ -98,47 +98,23 @@ def our_steps(switches: dict[str, object]) -> tuple[list[float], list[float], fl
     return losses, seconds, memory(run.device, peak=True) / 2**30
 
 
-class BiasedAttention:
-    """diffusers' attention, with Eq. 4's bias of the image added to the query."""
-
-    bias: torch.Tensor | None = None
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        query = attn.to_q(hidden_states) + self.bias
-        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        out = nn.functional.scaled_dot_product_attention(query, key, value)
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-
-
 def official_steps() -> tuple[list[float], list[float], float]:
     """As our_steps()."""
-    sys.path.append(str(ROOT / "tests"))
-    from references import diffusers_unet, diffusers_vae
-
     setup = options(cache=None)
     run = Run(setup, dry_run=True)  # for its data, weights and draws
     assert run.model is not None
     model = run.model.float()
-    theirs = diffusers_unet((320, 640, 1280, 1280), 768)
-    theirs.load_state_dict(in_layout(model.unet, layout_of("UNet", "diffusers")))
+    theirs = Official(model, run.vae.float())
     trained_names = {n for n, p in model.unet.named_parameters() if p.requires_grad}
-    vae = diffusers_vae((128, 256, 512, 512))
-    vae.load_state_dict(in_layout(run.vae.float(), layout_of("VAE", "diffusers")))
-    vae.requires_grad_(False)
-    theirs.requires_grad_(False)
-    biased = [transformer.transformer_blocks[0].attn2 for up in theirs.up_blocks[1:] for transformer in up.attentions]
-    processors = [BiasedAttention() for _ in biased]
-    for attention, processor in zip(biased, processors, strict=True):
+    for attention in theirs.biased:
         attention.to_k.requires_grad_(True)
         attention.to_v.requires_grad_(True)
-        attention.set_processor(processor)
-    theirs.enable_gradient_checkpointing()
-    theirs.train()
+    theirs.unet.enable_gradient_checkpointing()
+    theirs.unet.train()
     trained = [
         p for n, p in model.named_parameters() if p.requires_grad and n.removeprefix("unet.") not in trained_names
     ]
-    trained += [p for p in theirs.parameters() if p.requires_grad]
+    trained += [p for p in theirs.unet.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in run.state.trained.values())
     del model.unet, run.model, run.state, run.vae, run.objective
     optimizer = torch.optim.Adam(trained, lr=setup.peak_lr)
@@ -152,7 +128,7 @@ def official_steps() -> tuple[list[float], list[float], float]:
         batch, draws = next(batches), draw_step(setup.seed, step, range(1), run.config)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                posterior = vae.encode(to_range(batch.images)).latent_dist
+                posterior = theirs.vae.encode(to_range(batch.images)).latent_dist
                 latents = (posterior.mean.float() + posterior.std.float() * draws.vae_noise) * 0.18215
             timesteps = run.scheduler.cubic_timesteps(draws.timesteps)
             noisy = run.scheduler.add_noise(latents, draws.noise, timesteps)
@@ -160,10 +136,7 @@ def official_steps() -> tuple[list[float], list[float], float]:
             source = torch.where((draws.flips < 0.5)[:, None, None, None], source.flip(-1), source)
             conditions = model.condition(source, pose_maps(batch.keypoints, 256), draws.depth)
             conditions = model.drop(conditions, draws.drops < 0.2, "paper")
-            for processor, bias in zip(processors, conditions.query_biases or (), strict=True):
-                processor.bias = bias
-            residuals = [*(conditions.pose_features or ())]
-            noise_pred = theirs(noisy, timesteps, conditions.prompt, down_intrablock_additional_residuals=residuals)[0]
+            noise_pred = theirs(noisy, timesteps, conditions)
             loss = nn.functional.mse_loss(noise_pred.float(), draws.noise)
         loss.backward()
         optimizer.param_groups[0]["lr"] = learning_rate(step, setup.steps or 1, setup)

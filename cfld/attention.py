@@ -20,7 +20,7 @@ SLICE = 2**21  # scores at a time: 4 MiB
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the last two axes. q (..., N, d), k and v (..., L, d) -> (..., N, d)."""
     if q.device.type == "cpu" and k.shape[-2] <= FEW_KEYS:
-        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         out = SlicedAttention.apply(*(x.flatten(0, -3).contiguous() for x in (q * q.shape[-1] ** -0.5, k, v)))
         return out.view(q.shape)

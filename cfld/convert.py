@@ -4,6 +4,7 @@
     python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin F --out DIR
     python -m cfld.convert init --ablation B2 --unet F --vae F --clip F --out DIR     for a baseline of Table 3
     python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae F --out DIR
+    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      of a training that is under way
     python -m cfld.convert export --to official|diffusers DIR OUT         names that other code reads
 
 Each public layout is a table of two columns, theirs and ours, used in both directions: a name is read from left to
@@ -34,6 +35,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    read_safetensors,
     read_tensors,
     write_json,
     write_tensors,
@@ -515,6 +517,24 @@ def official(options: argparse.Namespace) -> None:
     save(options.out, load_official(options.model, options.unet, config), load_vae(options.vae, config.vae))
 
 
+def checkpoint(options: argparse.Namespace) -> None:
+    """What a training has learnt so far (its averages, if it has any), with the frozen rest of what it began with."""
+    from cfld.train import TrainConfig, build, read_run_config, saved_options
+
+    path = Path(options.checkpoint)
+    run = path.parent.parent
+    tensors, config = read_safetensors(path)[0], read_run_config(run / "config.json")
+    model, vae = build(TrainConfig(**saved_options(run)), config)
+    if model is None:
+        raise UserError(f"{path}: a VAE's folder is written when its training ends, with the scale of its latents")
+    kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
+    learnt = {name.removeprefix(kind): x for name, x in tensors.items() if name.startswith(kind)}
+    if not learnt.keys() & model.state_dict().keys():
+        raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
+    model.load_state_dict(learnt, strict=False)
+    save(options.out, model, vae)
+
+
 def export(options: argparse.Namespace) -> None:
     """A model folder under public names."""
     model, vae = load(options.folder)
@@ -529,7 +549,7 @@ def export(options: argparse.Namespace) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.convert", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="init | official | export")
+    commands = parser.add_subparsers(required=True, metavar="init | official | checkpoint | export")
     config_help = "JSON file of a config with other widths (see a model folder's config.json)"
 
     sub = commands.add_parser("init", help="a model folder to train from", formatter_class=HelpFormatter)
@@ -552,6 +572,13 @@ def main(argv: list[str] | None = None) -> None:
     for sub in commands.choices.values():
         sub.add_argument("--config", metavar="FILE", help=config_help)
         sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
+
+    sub = commands.add_parser(
+        "checkpoint", help="a model folder of a training's checkpoint", formatter_class=HelpFormatter
+    )
+    sub.add_argument("checkpoint", metavar="FILE", help="in RUN/checkpoints")
+    sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
+    sub.set_defaults(run=checkpoint)
 
     sub = commands.add_parser(
         "export", help="a model folder under names that other code reads", formatter_class=HelpFormatter

@@ -117,7 +117,9 @@ class CFLD(nn.Module):
         return Conditions(prompt, pose_features, query_biases)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t."""
+        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t.
+
+        Rows that share z_t, as those of guidance, may be given once: see UNet.forward."""
         prompt, pose_features, query_biases = conditions.prompt, conditions.pose_features, conditions.query_biases
         if self.config.prompt == "multi_scale" and query_biases is not None:
             up_prompts = [prompt + bias for bias in query_biases]

@@ -100,9 +100,9 @@ def pose_maps(keypoints: Tensor, size: int) -> Tensor:
         coverage = (JOINT_RADIUS * unit + 0.5 - distance).clamp(0, 1)
         skeleton = paint(skeleton, colour, coverage * present[:, joint, None, None])
 
-    squared = ((grid - positions[:, :, None, None]) ** 2).sum(-1)  # (B, J, S, S)
-    heat = torch.exp(-squared / (2 * (SIGMA * unit) ** 2)) * present[:, :, None, None]
-    return torch.cat([skeleton, heat], dim=1)
+    falloff = torch.exp(-((axis - positions[..., None]) ** 2) / (2 * (SIGMA * unit) ** 2))  # (B, J, 2, S)
+    down, across = (falloff * present[..., None, None]).unbind(dim=2)
+    return torch.cat([skeleton, down[..., None] * across[:, :, None]], dim=1)
 
 
 def parse_joints(y_text: str, x_text: str) -> np.ndarray:

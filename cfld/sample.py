@@ -49,6 +49,9 @@ SOURCE_POSE_HELP = (
     "the joints of the first person in the source, in any form of --pose: the photo is cut around them "
     "(default: a source that is not 11:16 gets rims)"
 )
+PAPER: dict[str, Any] = {"sampler": "ddpm", "steps": 50, "guidance_interval": (0, math.inf)}
+FAST: dict[str, Any] = {"sampler": "dpm++", "steps": 15}  # docs/speed.md: what it costs in quality
+DECODED_PIXELS = 2**19  # at a time: two pictures of 512x512, whose decoder then needs a GiB in half precision
 EDITING = ("edit", "interpolate", "sequence", "attention")  # first words that lead to cfld.edit
 
 
@@ -104,44 +107,17 @@ def draw(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Gener
 
 
 @torch.no_grad()
-def sample(
-    model: CFLD,
-    vae: VAE,
-    scheduler: Scheduler,
-    source_images: Tensor,
-    poses: Tensor,
-    *,
-    steps: int = 50,
-    sampler: str = "ddpm",
-    pose_scale: float = 2.0,
-    appearance_scale: float = 2.0,
-    guidance_interval: tuple[float, float] = (0, math.inf),
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    progress: bool = False,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
+def sample(model: CFLD, vae: VAE, scheduler: Scheduler, source_images: Tensor, poses: Tensor, **how: Any) -> Tensor:
     """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
     source_images (S, 3, 256, 256) in [-1, 1]
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
-    the rest: see denoise
+    how: what denoise takes
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
     weight = model.unet.conv_in.weight
-    return denoise(
-        model,
-        vae,
-        scheduler,
-        model.condition(source_images.to(weight), poses.to(weight)),
-        steps=steps,
-        sampler=sampler,
-        pose_scale=pose_scale,
-        appearance_scale=appearance_scale,
-        guidance_interval=guidance_interval,
-        generator=generator,
-        progress=progress,
-        on_step=on_step,
-    )
+    conditions = model.condition(source_images.to(weight), poses.to(weight))
+    return denoise(model, vae, scheduler, conditions, **how)
 
 
 @torch.no_grad()
@@ -190,8 +166,7 @@ def denoise(
         list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
     ):
         weights, stacked = guided if lowest <= t <= highest else ([1.0], conditions)
-        rows = latents.repeat(len(weights), 1, 1, 1).to(weight.dtype)
-        noise_pred = model(rows, torch.full((len(rows),), t, device=rows.device), stacked).float()
+        noise_pred = model(latents.to(weight), torch.tensor([t], device=weight.device), stacked).float()
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
         if reference is not None:
             noise_pred = torch.where(reference.mask, noise_pred, scheduler.implied_noise(latents, kept, t))  # Sec. 4.6
@@ -203,7 +178,9 @@ def denoise(
             on_step(timesteps.index(t), x_0)
     if reference is not None:
         latents = torch.where(reference.mask, latents, kept)
-    return vae.decode(latents.to(weight.dtype)).clamp(-1, 1)
+    at_a_time = max(DECODED_PIXELS // model.config.image_size**2, 1)
+    parts = latents.to(weight.dtype).split(at_a_time)
+    return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
 
 
 def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
@@ -293,8 +270,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a model folder, made by cfld.convert or cfld.train (default: the bundled tiny model)",
     )
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="the paper's is ddpm")
-    parser.add_argument("--steps", type=int, default=50, help="of the sampler")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: ddpm, the paper's)")
+    parser.add_argument("--steps", type=int, help="of the sampler (default: 50, the paper's)")
+    parser.add_argument(
+        "--fast", action="store_true", help="{steps} steps of {sampler} unless told otherwise".format(**FAST)
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet: minutes at first, worth it for many pictures"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture")
     parser.add_argument(
         "--size",
@@ -323,16 +306,12 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What add_options' options mean for denoise. Raises UserError for values that mean nothing."""
     if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
         raise UserError("--pose-scale and --appearance-scale must be finite numbers")
-    lowest, highest = options.guidance_interval or (0, math.inf)
+    how = {**PAPER, **(FAST if options.fast else {})}
+    how |= {name: given for name in PAPER if (given := getattr(options, name)) is not None}
+    lowest, highest = how["guidance_interval"]
     if lowest > highest:
         raise UserError(f"--guidance-interval must be LOW HIGH with LOW <= HIGH, found {lowest} {highest}")
-    return {
-        "steps": options.steps,
-        "sampler": options.sampler,
-        "pose_scale": options.pose_scale,
-        "appearance_scale": options.appearance_scale,
-        "guidance_interval": (lowest, highest),
-    }
+    return {**how, "pose_scale": options.pose_scale, "appearance_scale": options.appearance_scale}
 
 
 def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
@@ -369,7 +348,9 @@ def open_model(options: argparse.Namespace) -> tuple[CFLD, VAE]:
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
     model, vae = load(options.model, device, precision)
-    check_steps("--steps", options.steps, model.config)
+    check_steps("--steps", settings(options)["steps"], model.config)
+    if options.compile:
+        model.unet.compile()
     for module in (model, vae):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, vae

@@ -75,6 +75,11 @@ class ResBlock(nn.Module):
         return self.shortcut(x) + h
 
 
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """x (S, ...) -> (rows, ...), all of x again and again; x itself if it has as many rows."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # unlike repeat, it keeps channels last
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens to themselves or to a context; with a query bias it is the paper's HGA (Eq. 4)."""
 
@@ -107,7 +112,8 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, N, D) -> (B, N, D)."""
-        value, gate = self.proj_in(tokens).chunk(2, dim=-1)
+        halves = zip(self.proj_in.weight.chunk(2), self.proj_in.bias.chunk(2), strict=True)
+        value, gate = (F.linear(tokens, weight, bias) for weight, bias in halves)  # not side by side: that is slow
         return self.proj_out(value * F.gelu(gate))
 
 
@@ -124,8 +130,9 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, tokens: Tensor, prompt: Tensor, query_bias: Tensor | None) -> Tensor:
-        """tokens (B, N, D), prompt (B, L, P), query_bias (B, N, D) or None -> (B, N, D)."""
+        """tokens (B, N, D) or fewer rows, prompt (B, L, P), query_bias (B, N, D) or None -> (B, N, D)."""
         tokens = tokens + self.self_attention(self.norm1(tokens))
+        tokens = repeat_rows(tokens, len(prompt))
         tokens = tokens + self.cross_attention(self.norm2(tokens), prompt, query_bias)
         return tokens + self.feed_forward(self.norm3(tokens))
 
@@ -141,10 +148,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, prompt: Tensor, query_bias: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), prompt (B, L, P), query_bias (B, H*W, C) or None -> (B, C, H, W)."""
+        """x (B, C, H, W) or fewer rows, prompt (B, L, P), query_bias (B, H*W, C) or None -> (B, C, H, W)."""
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         tokens = self.block(tokens, prompt, query_bias)
-        return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
+        return repeat_rows(x, len(prompt)) + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Upsample(nn.Module):
@@ -273,8 +280,9 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Predict the noise in noisy latents.
 
-        latents (B, 4, h, w): z_t; h and w multiples of 8
-        timesteps (B,): integers in [0, 999]
+        latents (B, 4, h, w): z_t; h and w multiples of 8. Or S rows, B a multiple of S: row i then has latents i mod S,
+            and all before the first cross-attention is computed once: so guidance wants it, whose rows share z_t
+        timesteps (B,): integers in [0, 999]; or (1,), the same for all, as it must be with S rows
         prompt (B, L, 768): the coarse-grained prompt F_d^out
         pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4), or None for no pose
         query_biases: nine of (B, N, C), row-major, in the order met: three of (B, hw/16, 1280), three of
@@ -285,7 +293,7 @@ class UNet(nn.Module):
         time_emb = self.time_mlp(timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype))
 
         x = self.conv_in(latents)
-        skips = [x]
+        skips = [repeat_rows(x, len(prompt))]
         poses = iter(pose_features or ())
         for down in self.down:
             x, level_skips = down(x, time_emb, prompt, next(poses, None))

@@ -92,7 +92,7 @@ def visit(browser):
     def open_page(address: str, width: int = 1280, height: int = 900, scheme: str = "light"):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(error))
         page.goto(address)
         return page

@@ -90,14 +90,18 @@ class BiasedAttention:
         return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(scores @ value)))
 
 
-def diffusers_unet(channels: tuple[int, ...], context_width: int, groups: int = 32):
+def diffusers_unet(
+    channels: tuple[int, ...], context_width: int, groups: int = 32, latent_channels: int = 4, num_heads: int = 8
+):
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=channels,
         layers_per_block=2,
-        attention_head_dim=8,
+        attention_head_dim=num_heads,  # their name for it
         cross_attention_dim=context_width,
         norm_num_groups=groups,
         down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
@@ -105,14 +109,14 @@ def diffusers_unet(channels: tuple[int, ...], context_width: int, groups: int = 
     )
 
 
-def diffusers_vae(channels: tuple[int, ...], groups: int = 32):
+def diffusers_vae(channels: tuple[int, ...], groups: int = 32, latent_channels: int = 4, depth: int = 2):
     from diffusers import AutoencoderKL
 
     levels = len(channels)
     return AutoencoderKL(
         block_out_channels=channels,
-        layers_per_block=2,
-        latent_channels=4,
+        layers_per_block=depth,
+        latent_channels=latent_channels,
         norm_num_groups=groups,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cfld.config import to_dict
+from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.model import load
 from cfld.pose import pose_maps
@@ -359,6 +360,20 @@ def test_mistakes_are_one_line_and_lose_nothing(
     fails(main, *base, "--out", tmp_path / "mine", "--force", words=["config.json"])
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_becomes_the_model_folder_that_its_training_would_write(
+    whole: Path, tmp_path: Path, fails
+) -> None:
+    last, out = whole / "checkpoints" / "step_00000006.safetensors", tmp_path / "model"
+    assert convert(["checkpoint", str(last), "--out", str(out)]) == 0
+    for path in (whole / "model").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    other = whole / "checkpoints" / "other.safetensors"
+    shutil.copy(whole / "model" / "vae.safetensors", other)
+    fails(convert, "checkpoint", other, "--out", tmp_path / "b", words=["must be a checkpoint of cfld.train"])
+    other.unlink()
+    fails(convert, "checkpoint", tmp_path / "no.safetensors", "--out", tmp_path / "b", words=["no such file"])
 
 
 def test_a_checkpoint_of_another_base_is_refused(whole: Path, tmp_path: Path, micro_folder: Path, fails) -> None:

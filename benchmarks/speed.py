@@ -1,0 +1,399 @@
+"""Speed: the machine's peak and every part's share of it, and the UNet and whole pictures against diffusers' blocks.
+
+    python benchmarks/speed.py                 the paper's size, an hour on two cores; goes on where it was stopped
+    python benchmarks/speed.py --size tiny     TINY, a few minutes
+    python benchmarks/speed.py --device cuda
+
+Both sides of a comparison have the same random weights and take turns in one process; numbers are medians. Each section
+is a fresh process. Writes docs/speed_SIZE.json, .md and .png. Needs diffusers.
+
+Letters in shapes: B rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine_line
+from official import Official
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, Scheduler, generate, people
+from cfld.data import to_range, to_square
+from cfld.files import (
+    PRECISIONS,
+    HelpFormatter,
+    atomic,
+    command,
+    keep_freed_memory,
+    pick_device,
+    read_json,
+    save_image,
+    write_json,
+)
+from cfld.plot import Points, draw_axes
+from cfld.pose import pose_maps
+from cfld.sample import FAST, default_size, denoise, draw, sample, to_pictures
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"full": SD15, "tiny": TINY}
+UNET_ROWS = (1, 2, 3, 8)
+BATCHES = (1, 2, 4, 8, 16)
+COLOURS = ((31, 90, 170), (214, 96, 20))
+Seconds = list[float]
+
+
+# -------------------------------------------------------------------------------------------------------------- timing
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """How long it takes, until the device has done it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    act()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, Seconds]:
+    """The seconds of each side, one round after the other; warm: after a first that does not count."""
+    if warm:
+        for act in sides.values():
+            act()
+    times: dict[str, Seconds] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, act in sides.items():
+            times[name].append(seconds(act))
+    return times
+
+
+def flops(act: Callable[[], object]) -> dict[str, float]:
+    """The floating-point operations of products and of convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        act()
+    counts = {str(name): count for name, count in counter.get_flop_counts().get("Global", {}).items()}
+    convolutions = sum(count for name, count in counts.items() if "convolution" in name)
+    return {"product": sum(counts.values()) - convolutions, "convolution": convolutions}
+
+
+# ----------------------------------------------------------------------------------------------------------- the models
+
+
+class Setup:
+    """A model of random weights, none of them zero, and what it is given."""
+
+    def __init__(self, config: CFLDConfig, device: torch.device, dtype: torch.dtype):
+        torch.manual_seed(0)
+        self.config, self.device, self.dtype = config, device, dtype
+        self.model, self.vae = CFLD(config), VAE(config.vae)
+        for parameter in (*self.model.parameters(), *self.vae.parameters()):
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.01)
+        for module in (self.model, self.vae):
+            module.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.size = config.image_size // config.vae.factor
+        drawn = people.draw(people.TRAINING_SEEDS, 0, limit=people.OWN_SEEDS)
+        self.photo, self.keypoints = Image.fromarray(drawn.image), drawn.annotation.astype(np.float32)
+
+    def tensor(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self.device, self.dtype)
+
+    def images(self, count: int = 1) -> Tensor:
+        """(B, 3, H, H) in [-1, 1]."""
+        image = to_range(to_square(self.photo, self.config.source_size)[None]).to(self.device, self.dtype)
+        return image.expand(count, -1, -1, -1)
+
+    def poses(self, count: int = 1) -> Tensor:
+        """(B, 21, H, H) in [0, 1]."""
+        joints = torch.tensor(self.keypoints, device=self.device)[None]
+        return pose_maps(joints, self.config.adapter.pose_size).to(self.dtype).expand(count, -1, -1, -1)
+
+    def official(self) -> Official:
+        theirs = Official(self.model, self.vae)
+        for module in (theirs.unet, theirs.vae):
+            module.to(memory_format=torch.channels_last).eval()
+        return theirs
+
+    def given(self, rows: int) -> tuple[Tensor, Tensor, Conditions]:
+        """Noisy latents, timesteps and conditions of so many rows."""
+        latents = self.tensor(rows, self.config.unet.latent_channels, self.size, self.size)
+        timesteps = torch.full((rows,), 500, device=self.device)
+        return latents, timesteps, self.model.condition(self.images(rows), self.poses(rows))
+
+
+# ------------------------------------------------------------------------------------------------------------- sections
+
+
+def peaks(setup: Setup, rounds: int) -> dict[str, Any]:
+    """TFLOP/s of a large product and a 3x3 convolution, in fp32 and in the dtype of the models."""
+    found = {}
+    wide = 8192 if setup.device.type == "cuda" else 2048
+    for dtype in dict.fromkeys((torch.float32, setup.dtype)):
+        a, b = (torch.randn(wide, wide).to(setup.device, dtype) for _ in range(2))
+        x = torch.randn(2, 640, 64, 64).to(setup.device, dtype, memory_format=torch.channels_last)
+        kernel = torch.randn(640, 640, 3, 3).to(setup.device, dtype, memory_format=torch.channels_last)
+        sides = {"product": lambda a=a, b=b: a @ b, "convolution": lambda x=x, k=kernel: F.conv2d(x, k, padding=1)}
+        for name, times in in_turns(sides, 3 * rounds).items():
+            found[f"{name}, {str(dtype).removeprefix('torch.')}"] = sum(
+                flops(sides[name]).values()
+            ) / statistics.median(times)
+    return found
+
+
+def components(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Seconds and FLOPs of each part, for one picture."""
+    model, vae = setup.model, setup.vae
+    images, poses = setup.images(), setup.poses()
+    features = model.source_encoder(images)
+    photos = setup.tensor(1, 3, setup.config.image_size, setup.config.image_size).clamp(-1, 1)
+    one, two = setup.given(1), setup.given(2)
+    joints = torch.tensor(setup.keypoints, device=setup.device)[None]
+    sides: dict[str, Callable[[], object]] = {
+        "pose map": lambda: pose_maps(joints, setup.config.adapter.pose_size),
+        "Swin": lambda: model.source_encoder(images),
+        "PRD (H_D)": lambda: model.prd(features[-1]),
+        "HGA (H_A)": lambda: model.hga(features),
+        "pose adapter": lambda: model.pose_adapter(poses),
+        "VAE, encoder": lambda: vae.encode(photos),
+        "UNet, one row": lambda: model(*one),
+        "UNet, two rows": lambda: model(*two),
+        "UNet, two rows of the same z_t": lambda: model(two[0][:1], two[1][:1], two[2]),
+        "VAE, decoder": lambda: vae.decode(one[0]),
+    }
+    times = in_turns(sides, rounds)
+    return {name: {"seconds": times[name], **flops(act)} for name, act in sides.items()}
+
+
+def unet(setup: Setup, rounds: int) -> dict[str, Any]:
+    """The UNet's forward beside diffusers'."""
+    theirs, found = setup.official(), {}
+    for rows in UNET_ROWS:
+        given = setup.given(rows)
+        times = in_turns({"ours": lambda g=given: setup.model(*g), "diffusers": lambda g=given: theirs(*g)}, rounds)
+        difference = (setup.model(*given).float() - theirs(*given).float()).norm() / theirs(*given).float().norm()
+        found[str(rows)] = {**times, "difference": difference.item()}
+    return found
+
+
+def three_rows(setup: Setup, theirs: Official, steps: int, seed: int) -> Tensor:
+    """The official loop: three rows of Eq. 7 in each step, diffusers' scheduler and VAE -> images (1, 3, H, H)."""
+    from diffusers import DDPMScheduler
+
+    generator = torch.Generator().manual_seed(seed)
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    scheduler.set_timesteps(steps)
+    full = setup.model.condition(setup.images(), setup.poses())
+    null = setup.model.null_prompt.to(full.prompt.dtype)
+    assert full.pose_features and full.query_biases
+    stacked = Conditions(
+        torch.cat([null, null, full.prompt]),
+        [torch.cat([torch.zeros_like(x), x, x]) for x in full.pose_features],
+        [torch.cat([torch.zeros_like(x), torch.zeros_like(x), x]) for x in full.query_biases],
+    )
+    latents = draw((1, setup.config.unet.latent_channels, setup.size, setup.size), generator, null)
+    for t in scheduler.timesteps:
+        rows = latents.repeat(3, 1, 1, 1).to(setup.dtype)
+        nothing, pose, both = theirs(rows, t.to(setup.device).repeat(3), stacked).float().chunk(3)
+        noise_pred = nothing + 2.0 * (pose - nothing) + 2.0 * (both - pose)
+        latents = scheduler.step(noise_pred, t, latents, generator=generator).prev_sample
+    return theirs.vae.decode((latents / theirs.scale).to(setup.dtype)).sample.clamp(-1, 1)
+
+
+def equal(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Relative L2 distance of the picture from the official loop's, after three steps in fp32."""
+    theirs = setup.official()
+    scheduler, generator = Scheduler(setup.config.scheduler), torch.Generator().manual_seed(1)
+    picture = sample(setup.model, setup.vae, scheduler, setup.images(), setup.poses(), steps=3, generator=generator)
+    reference = three_rows(setup, theirs, 3, 1)
+    return {"distance": ((picture - reference).norm() / reference.norm()).item()}
+
+
+def sampling(setup: Setup, rounds: int) -> dict[str, Any]:
+    """A whole picture, from the photo to the pixels: the official loop, ours, and ours with --fast."""
+    theirs, size = setup.official(), default_size(setup.config.image_size)
+
+    def ours(**how: Any) -> list[Image.Image]:
+        return generate(setup.model, setup.vae, setup.photo, setup.keypoints, **how)
+
+    sides: dict[str, Callable[[], object]] = {
+        "the official loop, DDPM 50, three rows": lambda: to_pictures(three_rows(setup, theirs, 50, 0), size),
+        "ours, DDPM 50": lambda: ours(steps=50),
+        "ours, --fast": lambda: ours(**FAST),
+    }
+    ours(steps=1), three_rows(setup, theirs, 1, 0)  # so that neither is the first
+    return in_turns(sides, rounds, warm=False)
+
+
+def growth(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Seconds of two steps and the decoding: by pictures at once, of one source or as many; by side of the image."""
+    model, vae, scheduler = setup.model, setup.vae, Scheduler(setup.config.scheduler)
+    found: dict[str, Any] = {"a source each": {}, "poses of one source": {}, "image": {}}
+    for batch in BATCHES:
+        for name, sources in (("a source each", batch), ("poses of one source", 1)):
+            images, poses = setup.images(sources), setup.poses(batch)
+            act = lambda i=images, p=poses: sample(model, vae, scheduler, i, p, steps=2)  # noqa: E731
+            act() if batch == 1 else None
+            found[name][str(batch)] = min(seconds(act) for _ in range(2 if batch < 8 else 1))
+    conditions, config = setup.given(1)[2], setup.config
+    for sixteenths in (8, 12, 16, 20, 24):
+        side = config.image_size * sixteenths // 16
+        if side % (8 * config.vae.factor):
+            continue  # three halvings of the latents must be whole
+        model.config = dataclasses.replace(config)
+        object.__setattr__(model.config, "image_size", side)  # whatever the other parts take: they are not asked here
+        latent = side // config.vae.factor
+
+        def resized(x: Tensor, latent: int = latent) -> Tensor:
+            return F.interpolate(x.float(), scale_factor=latent / setup.size).to(setup.dtype)
+
+        def biases(x: Tensor) -> Tensor:
+            h = round(x.shape[1] ** 0.5)
+            return resized(x.transpose(1, 2).unflatten(-1, (h, h))).flatten(2).transpose(1, 2).contiguous()
+
+        made_up = Conditions(
+            conditions.prompt,
+            [resized(x) for x in conditions.pose_features or ()],
+            [biases(x) for x in conditions.query_biases or ()],
+        )
+        found["image"][str(side)] = min(
+            seconds(lambda c=made_up: denoise(model, vae, scheduler, c, steps=2)) for _ in range(2)
+        )
+    return found
+
+
+SECTIONS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
+    "peaks": peaks,
+    "components": components,
+    "unet": unet,
+    "equal": equal,
+    "sampling": sampling,
+    "growth": growth,
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def spread(times: Seconds) -> str:
+    """Median (least .. most)."""
+    return f"{statistics.median(times):.3g} ({min(times):.3g} .. {max(times):.3g})"
+
+
+def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
+    """docs/speed_SIZE.md."""
+    peak, config = found["peaks"], SIZES[size]
+    dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+    lines = [
+        f"# Speed: {size}, {config.image_size}x{config.image_size}, {precision}",
+        "",
+        f"Made by `python benchmarks/speed.py --size {size}`. Random weights, the same on both sides, channels_last on",
+        "both; sides take turns; medians (least .. most).",
+        "",
+        where,
+        "",
+        "| peak | TFLOP/s |",
+        "|---|---|",
+        *(f"| {name} | {value / 1e12:.2f} |" for name, value in peak.items()),
+        "",
+        "| part, for one picture | seconds | GFLOP | TFLOP/s | of the peaks, by its products and convolutions |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["components"].items():
+        took, work = statistics.median(row["seconds"]), row["product"] + row["convolution"]
+        least = sum(row[kind] / peak[f"{kind}, {dtype}"] for kind in ("product", "convolution"))
+        share = f"{work / took / 1e12:.2f} | {least / took:.0%}" if work else "- | -"
+        lines.append(f"| {name} | {spread(row['seconds'])} | {work / 1e9:.1f} | {share} |")
+    lines += ["", "| UNet, rows | ours | diffusers | of its time | relative difference |", "|---|---|---|---|---|"]
+    for rows, row in found["unet"].items():
+        ratio = statistics.median(row["ours"]) / statistics.median(row["diffusers"])
+        lines.append(
+            f"| {rows} | {spread(row['ours'])} | {spread(row['diffusers'])} | {ratio:.3f} | {row['difference']:.1e} |"
+        )
+    official = statistics.median(next(iter(found["sampling"].values())))
+    lines += ["", "| one picture, decoding included | seconds | times as fast |", "|---|---|---|"]
+    for name, times in found["sampling"].items():
+        lines.append(f"| {name} | {spread(times)} | {official / statistics.median(times):.2f} |")
+    lines += [
+        "",
+        f"After three steps in fp32 from the same noise the picture differs from the official loop's by "
+        f"{found['equal']['distance']:.1e} (relative L2).",
+        "",
+        f"![Seconds of two steps by pictures at once, and by the side of the image](speed_{size}.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw_growth(found: dict[str, Any]) -> Image.Image:
+    """Seconds a picture of two steps and the decoding: by pictures at once on the left, by side on the right."""
+    image = Image.new("RGB", (1300, 420), "white")
+    canvas = ImageDraw.Draw(image)
+    names = ("a source each", "poses of one source")
+    curves: list[Points] = [[(int(n), took / int(n)) for n, took in found[name].items()] for name in names]
+    lines = [(points, colour, 2) for points, colour in zip(curves, COLOURS, strict=True)]
+    legend = list(zip(names, COLOURS, strict=True))
+    draw_axes(canvas, (80, 50, 620, 350), "seconds a picture, by pictures at once", lines, legend)
+    sides: Points = [(int(side), took) for side, took in found["image"].items()]
+    draw_axes(canvas, (730, 50, 1270, 350), "seconds, by the image's side", [(sides, COLOURS[0], 2)], [])
+    return image
+
+
+@command
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python benchmarks/speed.py", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the model")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of weights")
+    parser.add_argument("--rounds", type=int, default=7, help="of a comparison; whole pictures take a third of it")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    parser.add_argument("--only", choices=SECTIONS, help="print one section's numbers as JSON, and write nothing")
+    options = parser.parse_args(argv)
+
+    if options.only:
+        keep_freed_memory()
+        precision = "fp32" if options.only == "equal" else options.precision
+        setup = Setup(SIZES[options.size], pick_device(options.device), PRECISIONS[precision])
+        rounds = max(options.rounds // 3, 1) if options.only == "sampling" else options.rounds
+        print(json.dumps(SECTIONS[options.only](setup, rounds)))
+        return
+
+    path = ROOT / "docs" / f"speed_{options.size}.json"
+    asked = {"precision": options.precision, "rounds": options.rounds, "device": str(pick_device(options.device))}
+    before = read_json(path) if path.is_file() else {}
+    found = before if before.get("asked") == asked else {"asked": asked, "where": machine_line()}
+    given = [f"--{name}={value}" for name, value in {**asked, "size": options.size}.items()]
+    for name in SECTIONS:
+        if name not in found:
+            print(name, flush=True)
+            done = subprocess.run(
+                [sys.executable, __file__, f"--only={name}", *given], stdout=subprocess.PIPE, text=True
+            )
+            if done.returncode:
+                raise SystemExit(done.returncode)
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+            write_json(path, found)
+    text = report(options.size, found, found["where"], options.precision)
+    with atomic(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    save_image(path.with_suffix(".png"), draw_growth(found["growth"]))
+    print(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
