@@ -126,8 +126,12 @@ def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
             sys.exit(log.read_text()[-2000:])
         else:
             finished += 1
-            same = (out / "model" / "model.safetensors").read_bytes() == wanted
-            different += not same or bool(half_written(out))
+            ended, left = out / "model" / "model.safetensors", sorted(half_written(out))
+            if ended.read_bytes() != wanted or left:
+                different += 1
+                ours, theirs = (read_safetensors(path)[0] for path in (ended, whole / "model" / "model.safetensors"))
+                names = [name for name in ours if not ours[name].equal(theirs[name])]
+                print(f"{precision}, after {done} kills: {len(names)} tensors differ {names[:3]}, left over: {left}")
             shutil.rmtree(out)
     print(
         f"{precision}: {done} kills, {halves} of them in the middle of a write; {damaged} damaged checkpoints; "
