@@ -33,13 +33,13 @@ NAMES = {"ours": "{}_2_{}_vis.png", "second best": "{}_to_{}.png", "PIDM": "{}_{
 
 @pytest.fixture(scope="module")
 def results(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three methods' pictures of all pairs, each method's of one colour."""
+    """Three methods' pictures of all pairs, each of one colour: about the method's, and no two alike."""
     folders = {}
     for name, colour in METHODS.items():
         folders[name] = tmp_path_factory.mktemp("results")
-        for source, target in read_pairs(table_path(fashion, "pairs", "test")):
+        for i, (source, target) in enumerate(read_pairs(table_path(fashion, "pairs", "test"))):
             file = NAMES[name].format(Path(source).stem, Path(target).stem)
-            Image.new("RGB", (88, 128), colour).save(folders[name] / file)
+            Image.new("RGB", (88, 128), tuple(value + 3 * i for value in colour)).save(folders[name] / file)
     return folders
 
 
@@ -129,7 +129,9 @@ def test_a_study_is_a_function_of_its_seed(fashion: Path, results: dict[str, Pat
     assert key["compared"] == [] and content_of(page)["compared"] == []
 
 
-def said(page: Path, folder: Path, volunteer: int, judged: list[str], compared: list[str], **changes: object) -> Path:
+def said(
+    page: Path, folder: Path, volunteer: int, judged: list[str], compared: list[str], /, **changes: object
+) -> Path:
     """A file of answers: to part 1 in the key's order, to part 2 by method."""
     key = read_json(page.with_suffix(".key.json"))
     chosen = [q["methods"].index(name) for q, name in zip(key["compared"], compared, strict=True)]
