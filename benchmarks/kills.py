@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig
 from cfld.data import prepare
@@ -110,12 +111,14 @@ def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
 
     rng = random.Random(0)
     done = halves = damaged = finished = different = 0
+    bar = tqdm(total=kills, desc=precision, unit="kill")
     while done < kills or out.exists():
         seconds = rng.uniform(0, duration) if done < kills and done % 2 else 1e9
         writes = rng.randint(1, 8) if done < kills and not done % 2 else 1e9
         code = end(begin([*common, str(out), "--resume"], log), out, seconds, writes)
         if code is None:
             done += 1
+            bar.update()
             halves += bool(half_written(out))
             for path in (out / "checkpoints").glob("*.safetensors"):
                 try:
@@ -131,8 +134,11 @@ def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
                 different += 1
                 ours, theirs = (read_safetensors(path)[0] for path in (ended, whole / "model" / "model.safetensors"))
                 names = [name for name in ours if not ours[name].equal(theirs[name])]
-                print(f"{precision}, after {done} kills: {len(names)} tensors differ {names[:3]}, left over: {left}")
+                bar.write(
+                    f"{precision}, after {done} kills: {len(names)} tensors differ {names[:3]}, left over: {left}"
+                )
             shutil.rmtree(out)
+    bar.close()
     print(
         f"{precision}: {done} kills, {halves} of them in the middle of a write; {damaged} damaged checkpoints; "
         f"{finished} trainings came to their end, {different} of them with other weights or with leftovers",
