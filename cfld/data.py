@@ -45,6 +45,7 @@ from cfld.files import (
     read_image,
     read_json,
     read_text,
+    remove_leftovers,
     save_image,
     sha256,
     write_json,
@@ -466,6 +467,7 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
     config = read_config(model / "config.json")
     pairs = FashionPairs(root, "train", config.image_size, config.source_size)
     expected = manifest(pairs, model / "vae.safetensors")
+    remove_leftovers(out)
     if (out / "manifest.json").is_file():
         check_manifest(out, expected)
     elif out.exists() and any(out.iterdir()):

@@ -198,8 +198,8 @@ def paint(
 ) -> None:
     """Paint the first count pairs into a folder, without those that are there. Each process takes its share."""
     if processes.first:
-        open_pictures(folder, asked)
         remove_leftovers(folder)
+        open_pictures(folder, asked)
     processes.wait()
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
     mine = processes.share(count)

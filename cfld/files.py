@@ -137,9 +137,9 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what atomic() has left in a folder when it was killed."""
+    """Remove what atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+\.(old|tmp(\.\w+)?)", path.name):
+        if re.fullmatch(r"\..+\.\d+\.(old|tmp(\.\w+)?)|\.tmp\w{6}", path.name):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

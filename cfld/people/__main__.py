@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.files import HelpFormatter, UserError, atomic, command, read_json, write_json
+from cfld.files import HelpFormatter, UserError, atomic, command, read_json, remove_leftovers, write_json
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
 
@@ -123,12 +123,6 @@ def finished_records(folder: Path) -> dict[int, Record]:
             temporary.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     records = [json.loads(line) for line in whole]
     return {record["seed"]: record for record in records}
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files of a killed run."""
-    for leftover in folder.glob("*/.*.tmp.*"):
-        leftover.unlink()
 
 
 def photograph_all(folder: Path, plan: Plan, workers: int) -> list[Record]:
@@ -237,7 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(args.identities, args.poses, args.seed, args.test_fraction, args.height, args.supersample)
     check(plan, args.workers, args.reserved_seeds)
     open_folder(args.out, plan)
-    remove_leftovers(args.out)
+    for folder in args.out.glob("*/"):
+        remove_leftovers(folder)
     records = photograph_all(args.out, plan, args.workers)
     write_lists(args.out, plan, records)
     write_sheet(args.out, plan, records)
