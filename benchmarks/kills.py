@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def begin(argv: list[str], log: Path) -> int:
     if pid := os.fork():
         return pid
     code = 70
+    tqdm.set_lock(threading.RLock())  # of its own: it would take the common one with it
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)

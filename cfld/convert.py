@@ -14,6 +14,7 @@ reason. weights/README.md says where the files come from.
 """
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from cfld.ablations import substitutes
 from cfld.adapter import PoseAdapter
 from cfld.clip import CLIPConfig, CLIPImageEncoder
-from cfld.config import ABLATIONS, SD15, CFLDConfig, ablation, read_config
+from cfld.config import ABLATIONS, SD15, CFLDConfig, ablation, from_dict, read_config
 from cfld.files import (
     HelpFormatter,
     UserError,
@@ -519,18 +520,25 @@ def official(options: argparse.Namespace) -> None:
 
 def checkpoint(options: argparse.Namespace) -> None:
     """What a training has learnt so far (its averages, if it has any), with the frozen rest of what it began with."""
-    from cfld.train import TrainConfig, build, read_run_config, saved_options
+    from cfld.train import TrainConfig, build, frozen_hash, saved_options
 
     path = Path(options.checkpoint)
     run = path.parent.parent
-    tensors, config = read_safetensors(path)[0], read_run_config(run / "config.json")
-    model, vae = build(TrainConfig(**saved_options(run)), config)
+    tensors, metadata = read_safetensors(path)
+    facts = json.loads(metadata.get("cfld", "{}"))
+    if "step" not in facts:
+        raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
+    try:
+        settings = TrainConfig(**saved_options(run))
+    except TypeError as error:  # of another version
+        raise UserError(f"{run}/config.json holds options that cannot be read here ({error})") from None
+    model, vae = build(settings, from_dict(facts["model"]))
     if model is None:
         raise UserError(f"{path}: a VAE's folder is written when its training ends, with the scale of its latents")
     kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
+    if settings.stage == "cfld" and facts["base"] != frozen_hash(model, vae.requires_grad_(False)):
+        raise UserError(f"{settings.init} is not the folder that {run} began with: its frozen weights have changed")
     learnt = {name.removeprefix(kind): x for name, x in tensors.items() if name.startswith(kind)}
-    if not learnt.keys() & model.state_dict().keys():
-        raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
     model.load_state_dict(learnt, strict=False)
     save(options.out, model, vae)
 

@@ -40,6 +40,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    leftovers,
     link,
     pick_device,
     read_image,
@@ -467,13 +468,13 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
     config = read_config(model / "config.json")
     pairs = FashionPairs(root, "train", config.image_size, config.source_size)
     expected = manifest(pairs, model / "vae.safetensors")
-    remove_leftovers(out)
     if (out / "manifest.json").is_file():
         check_manifest(out, expected)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and set(out.iterdir()) - set(leftovers(out)):
         raise UserError(f"{out} must be empty or a cache, found other files: choose another --out")
     else:
         write_json(out / "manifest.json", expected)
+    remove_leftovers(out)
     vae = load_vae_alone(model).requires_grad_(False).to(device)
     paths = shards(out, len(pairs.photos))
     done = sum(path.is_file() for path in paths) * SHARD

@@ -37,7 +37,7 @@ from cfld.attention_maps import (
 from cfld.data import to_range, to_square
 from cfld.files import HelpFormatter, UserError, command_parser, read_image, save_image
 from cfld.model import CFLD, Conditions
-from cfld.photo import FRAME, fit, fitted, whole
+from cfld.photo import fit, fitted, whole
 from cfld.pose import POSE_HELP, joints_on, pose_maps, pose_settings
 from cfld.sample import (
     SOURCE_POSE_HELP,
@@ -198,8 +198,7 @@ def run_edit(options: argparse.Namespace) -> None:
     check_outs([out], options)
     photo, reference = (read_image(path, upright=True) for path in (options.source, options.reference))
     mask = read_mask(options.mask, reference)
-    pose = pose_settings(options)
-    joints = joints_on(reference, options.pose, **pose | {"pose_size": pose["pose_size"] or FRAME})
+    joints = joints_on(reference, options.pose, **pose_settings(options))
     crop = fit((reference.height, reference.width), joints)
     model, vae = open_model(options)
     size, device = model.config.image_size, model.null_prompt.device

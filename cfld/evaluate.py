@@ -51,6 +51,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    leftovers,
     pick_device,
     read_image,
     read_json,
@@ -174,7 +175,7 @@ def open_pictures(folder: Path, asked: dict[str, Any]) -> None:
     """Make the folder of painted pictures, or check that what is there was made with the same."""
     path = folder / "manifest.json"
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and set(folder.iterdir()) - set(leftovers(folder)):
             raise UserError(f"{folder} must be empty or made by this command, found other files: choose another --out")
         write_json(path, asked)
         return
@@ -198,8 +199,8 @@ def paint(
 ) -> None:
     """Paint the first count pairs into a folder, without those that are there. Each process takes its share."""
     if processes.first:
-        remove_leftovers(folder)
         open_pictures(folder, asked)
+        remove_leftovers(folder)
     processes.wait()
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
     mine = processes.share(count)
@@ -416,7 +417,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     options.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     options.add_argument("--seed", type=int, default=0, help="of the noise")
-    options.add_argument("--batch", type=int, default=8, help="pictures painted at a time; they do not depend on it")
+    options.add_argument(
+        "--batch", type=int, default=8, help="pictures painted at a time; changes them by rounding alone"
+    )
     options.add_argument("--precision", choices=PRECISIONS, help="of weights (default: bf16 on CUDA, fp32 elsewhere)")
     options.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
     options.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep pictures")
@@ -431,6 +434,8 @@ def open_set(options: argparse.Namespace) -> PairSet | FolderSet:
         if not options.pred or options.limit is not None:
             raise UserError("--truth goes with --pred, and not with --limit")
         return FolderSet(options.pred, options.truth)
+    if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
+        raise UserError("--pose-scale and --appearance-scale must be finite numbers")
     if options.batch < 1 or options.seed < 0:
         raise UserError(f"--batch must be 1 or more, --seed 0 or more, found {options.batch} and {options.seed}")
     return PairSet(options.data, SIZES[options.size], options.limit)

@@ -136,14 +136,19 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
+    pattern = re.compile(r"\..+\.\d+\.(old|tmp(\.\w+)?)|\.tmp\w{6}")
+    return [path for path in folder.glob(".*") if pattern.fullmatch(path.name)]
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+\.(old|tmp(\.\w+)?)|\.tmp\w{6}", path.name):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove them."""
+    for path in leftovers(folder):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def link(source: Path, target: Path) -> None:
@@ -276,3 +281,5 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
         save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
+        os.umask(umask := os.umask(0))
+        temporary.chmod(0o666 & ~umask)  # as any file: the library lets nobody else read it

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from cfld.files import UserError
+
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MOST_PIXELS = 2**27  # of a window: a panorama's would fill the memory
 FRAME = (256, 176)  # height and width of the frame of keypoints, 16:11
 TOLERANCE = 0.02  # of the shape: DeepFashion's own 1101x750 is 0.9 % away from FRAME's, a camera's 3:2 is 3 %
 # Where a whole person's joints lie, as shares of the frame's height, height and width: as in the photos of cfld.people.
@@ -48,6 +51,11 @@ class Crop:
         """The window as a picture, pixel by pixel. What lies beyond the photo has the colour of the photo's rim."""
         if self == whole((photo.height, photo.width)):
             return photo
+        if self.height * self.width > MOST_PIXELS:
+            raise UserError(
+                f"a window of 11:16 must have at most {MOST_PIXELS:,} pixels, found {self.width}x{self.height} around "
+                f"a photo of {photo.width}x{photo.height}: cut or shrink the photo first"
+            )
         window = Image.new("RGB", (int(self.width), int(self.height)), rim_colour(photo))
         window.paste(photo, (-self.left, -self.top))
         return window
@@ -93,7 +101,7 @@ def fit(size: tuple[float, float], joints: np.ndarray | None = None) -> Crop:
     if len(present):
         low, high = present.min(axis=0), present.max(axis=0)
         tall, broad = (high - low) / [16 * (BOTTOM - TOP), 11 * BREADTH]
-        unit = min(unit, max(tall, broad))
+        unit = min(unit, max(tall, broad, unit / 16))  # a joint or two are not all of a person
         middle = (low + high) / 2 + [16 * unit * (1 - TOP - BOTTOM) / 2, 0]
     # Rounded first: the same joints written in another unit give the same window.
     unit = max(math.ceil(round(unit, 3)), 1)

@@ -414,6 +414,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--port must be 0 or within 1024 .. 65535, found {options.port}")
     device = pick_device(options.device)
     model, vae = load(options.model, device, PRECISIONS["bf16" if device.type == "cuda" else "fp32"])
+    for module in (model, vae):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with PlaygroundServer(model, vae, options.port) as server:
         print(f"open http://{server.hosts[0]} in a browser; Ctrl-C ends the playground", flush=True)
         server.serve_forever()

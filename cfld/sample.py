@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ SOURCE_POSE_HELP = (
     "(default: a source that is not 11:16 gets rims)"
 )
 PAPER: dict[str, Any] = {"sampler": "ddpm", "steps": 50, "guidance_interval": (0, math.inf)}
-FAST: dict[str, Any] = {"sampler": "dpm++", "steps": 15}  # docs/speed.md: what it costs in quality
+FAST: dict[str, Any] = {"sampler": "dpm++", "steps": 15}  # benchmarks/faster.py: what it costs in quality
 DECODED_PIXELS = 2**19  # at a time: two pictures of 512x512, whose decoder then needs a GiB in half precision
 EDITING = ("edit", "interpolate", "sequence", "attention")  # first words that lead to cfld.edit
 
@@ -224,14 +224,15 @@ def generate(
 ) -> list[Image.Image]:
     """The person of a photo in other poses.
 
-    photo: a picture of one person. One that is not 11:16 gets rims, as cfld.photo.fit says without joints
+    photo: a picture of one person, which is turned as its camera says; one that is not 11:16 gets rims, as
+        cfld.photo.fit says without joints
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
     steps, sampler, pose_scale, appearance_scale, guidance_interval, on_step: see denoise
     seed: of the first picture; the next has seed + 1, and so on
     -> B pictures
     """
-    config, device = model.config, model.null_prompt.device
+    config, device, photo = model.config, model.null_prompt.device, ImageOps.exif_transpose(photo)
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device).reshape(-1, 18, 2)
     source_images = to_range(to_square(fitted(photo), config.source_size)[None].to(device))
     images = sample(

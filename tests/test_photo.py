@@ -401,3 +401,13 @@ def test_editing_a_wide_photo_changes_nothing_outside_the_mask(micro_folder: Pat
     assert changed.shape == (360, 640) and changed[120:200, 460:510].mean() > 0.9
     changed[120:200, 460:510] = False
     assert not changed.any()
+
+
+def test_a_single_joint_is_not_taken_for_a_whole_person() -> None:
+    crop = fit((1000, 1000), np.array([[500.0, 500.0], [-1, -1]]))
+    assert crop.height >= 1000 / 16 and abs(crop.width / crop.height - 11 / 16) < 1e-9
+
+
+def test_a_panorama_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(UserError, match="at most 134,217,728 pixels, found 20009x29104 around a photo of 20000x2000"):
+        fitted(Image.new("L", (20000, 2000)))

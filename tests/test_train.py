@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from references import relative_error
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cfld import save
 from cfld.config import to_dict
 from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
@@ -373,14 +375,22 @@ def test_a_checkpoint_becomes_the_model_folder_that_its_training_would_write(
     shutil.copy(whole / "model" / "vae.safetensors", other)
     fails(convert, "checkpoint", other, "--out", tmp_path / "b", words=["must be a checkpoint of cfld.train"])
     other.unlink()
+    assert stat.S_IMODE(last.stat().st_mode) == stat.S_IMODE(
+        (whole / "config.json").stat().st_mode
+    )  # others may read it
+    changed = tmp_path / "changed"
+    shutil.copytree(whole, changed)
+    values = json.loads((changed / "config.json").read_text())
+    save(tmp_path / "base", *micro_model(seed=9))
+    values["options"]["init"] = str(tmp_path / "base")
+    (changed / "config.json").write_text(json.dumps(values))
+    fails(convert, "checkpoint", changed / "checkpoints" / last.name, "--out", tmp_path / "b", words=["frozen weights"])
     fails(convert, "checkpoint", tmp_path / "no.safetensors", "--out", tmp_path / "b", words=["no such file"])
 
 
 def test_a_checkpoint_of_another_base_is_refused(whole: Path, tmp_path: Path, micro_folder: Path, fails) -> None:
     shutil.copytree(whole, tmp_path / "run")
     shutil.copytree(micro_folder, tmp_path / "base")
-    from cfld import save
-
     shutil.rmtree(tmp_path / "base")
     save(tmp_path / "base", *micro_model(seed=9))
     values = json.loads((tmp_path / "run" / "config.json").read_text())
