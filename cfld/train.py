@@ -128,6 +128,8 @@ class TrainConfig:
     lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
+    v_loss: bool = option(False, "weigh timesteps by 1 + 1 / SNR, as if the velocity were predicted (Salimans and Ho, "
+                                 "2022): noisy ones, which decide colours, count more")  # fmt: skip
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
     noise_offset: float = option(
         0.0, "also add this times one normal number a channel to the noise, such as 0.1; 0: none"
@@ -252,15 +254,26 @@ def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
     return vae.sample(mean, logvar, noise)
 
 
-def min_snr_weights(alpha_bars: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR, SNR = abar / (1 - abar): rows of little noise count less (Hang et al., 2023, Sec. 3.4).
-    alpha_bars (B,) -> (B,)."""
+def timestep_weights(alpha_bars: Tensor, v_loss: bool, min_snr: float) -> Tensor:
+    """What a row's squared error of the noise counts: abar_t (B,) -> (B,).
+
+    That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; with v_loss, x_0's
+    error counts SNR + 1 times (the error of the velocity; Salimans and Ho, 2022, Sec. 4); with min_snr, at most that
+    many times (Hang et al., 2023, Sec. 3.4).
+    """
     snr = alpha_bars / (1 - alpha_bars)
-    return snr.clamp(max=gamma) / snr
+    return (snr + v_loss).clamp(max=min_snr or torch.inf) / snr
 
 
 def training_loss(
-    model: CFLD, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws, recipe: str, min_snr: float = 0.0
+    model: CFLD,
+    vae: VAE,
+    scheduler: Scheduler,
+    batch: Batch,
+    draws: Draws,
+    recipe: str,
+    v_loss: bool = False,
+    min_snr: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
     latents = encode(vae, batch.images, draws.vae_noise)
@@ -275,9 +288,8 @@ def training_loss(
 
     noise_pred = model(noisy_latents, timesteps, conditions)
     errors = F.mse_loss(noise_pred.float(), draws.noise, reduction="none").mean(dim=(1, 2, 3))
-    if min_snr:
-        errors = errors * min_snr_weights(scheduler.alpha_bars.to(errors.device)[timesteps], min_snr)
-    return errors.mean(), timesteps
+    weights = timestep_weights(scheduler.alpha_bars.to(errors.device)[timesteps], v_loss, min_snr)
+    return (weights * errors).mean(), timesteps
 
 
 class AttributePrompt(nn.Module):
@@ -344,8 +356,10 @@ class Objective(nn.Module):
             return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
         if self.attribute_prompt is not None:
             return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws)
-        recipe, min_snr = self.options.recipe, self.options.min_snr
-        return training_loss(self.model, self.vae, self.scheduler, batch, draws, recipe, min_snr)
+        options = self.options
+        return training_loss(
+            self.model, self.vae, self.scheduler, batch, draws, options.recipe, options.v_loss, options.min_snr
+        )
 
 
 def learning_rate(step: int, total: int, options: TrainConfig) -> float:
