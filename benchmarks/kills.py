@@ -37,6 +37,10 @@ SMALL = CFLDConfig(
     adapter=AdapterConfig(pose_size=32, channels=(16, 16, 32), groups=8),
 )
 
+OPTIONS = (
+    "--batch 2 --ema 0.9 --lr 1e-3 --warmup 2 --save-every 1 --eval-every 3 --sample-every 0 --log-every 1 --device cpu"
+)
+
 
 def begin(argv: list[str], log: Path) -> int:
     """Train in a fork of this process. Returns its number."""
@@ -59,11 +63,11 @@ def half_written(out: Path) -> set[str]:
 
 
 def end(pid: int, out: Path, seconds: float, writes: float) -> int | None:
-    """Kill a training after so many seconds, or in the middle of its write of this number. Returns its exit code if it
-    ended before."""
-    started, seen = time.perf_counter(), set[str]()
+    """Kill a training after so many seconds, or as soon as it has begun to write its file of this number. Returns its
+    exit code if it ended before."""
+    started, before, seen = time.perf_counter(), half_written(out), set[str]()
     while True:
-        seen |= {name for name in half_written(out) if f".{pid}." in name}
+        seen |= half_written(out) - before
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -77,32 +81,9 @@ def end(pid: int, out: Path, seconds: float, writes: float) -> int | None:
 def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
     """Kill a training so many times. Prints what was seen, and returns whether it was as it must be."""
     out, log = folder / precision, folder / "log.txt"
-    argv = [
-        "--config",
-        folder / "model" / "config.json",
-        "--init",
-        folder / "model",
-        "--data",
-        folder / "data",
-        "--batch",
-    ]
-    argv += [
-        2,
-        "--steps",
-        steps,
-        "--precision",
-        precision,
-        "--ema",
-        0.9,
-        "--lr",
-        1e-3,
-        "--warmup",
-        2,
-        "--save-every",
-        1,
-    ]
-    argv += ["--eval-every", 3, "--sample-every", 0, "--log-every", 1, "--device", "cpu", "--out"]
-    common = [str(a) for a in argv]
+    places = {"config": folder / "model" / "config.json", "init": folder / "model", "data": folder / "data"}
+    common = [word for name, place in places.items() for word in (f"--{name}", str(place))]
+    common += f"--steps {steps} --precision {precision} {OPTIONS} --out".split()
     whole = folder / f"{precision} whole"
     started = time.perf_counter()
     _, status = os.waitpid(begin([*common, str(whole)], log), 0)
@@ -116,7 +97,7 @@ def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
     bar = tqdm(total=kills, desc=precision, unit="kill")
     while done < kills or out.exists():
         seconds = rng.uniform(0, duration) if done < kills and done % 2 else 1e9
-        writes = rng.randint(1, 8) if done < kills and not done % 2 else 1e9
+        writes = rng.randint(1, 16) if done < kills and not done % 2 else 1e9
         code = end(begin([*common, str(out), "--resume"], log), out, seconds, writes)
         if code is None:
             done += 1
@@ -142,7 +123,7 @@ def trial(folder: Path, precision: str, kills: int, steps: int) -> bool:
             shutil.rmtree(out)
     bar.close()
     print(
-        f"{precision}: {done} kills, {halves} of them in the middle of a write; {damaged} damaged checkpoints; "
+        f"{precision}: {done} kills, {halves} of them while a file was being written; {damaged} damaged checkpoints; "
         f"{finished} trainings came to their end, {different} of them with other weights or with leftovers",
         flush=True,
     )
