@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,14 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with what is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
     pattern = re.compile(r"\..+\.\d+\.(old|tmp(\.\w+)?)|\.tmp\w{6}")
@@ -145,10 +154,36 @@ def leftovers(folder: Path) -> list[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove them."""
     for path in leftovers(folder):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and keep other processes from the same work in it until this one is done or gone.
+    Raises UserError if another has it. Does nothing on disks and systems that know no locks."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+
+        place = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        for patience in reversed(range(20)):  # workers of a killed process live on for some seconds
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise UserError(f"{folder} is in use by another process: wait for its end, or stop it") from None
+                time.sleep(0.5)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(place)
 
 
 def link(source: Path, target: Path) -> None:

@@ -29,7 +29,6 @@ import math
 import os
 import re
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -70,14 +69,17 @@ from cfld.data import (
 from cfld.files import (
     PRECISIONS,
     UserError,
+    alone_in,
     atomic,
     command,
     command_parser,
     keep_freed_memory,
+    leftovers,
     link,
     pick_device,
     read_json,
     read_safetensors,
+    remove,
     remove_leftovers,
     save_image,
     write_json,
@@ -608,7 +610,9 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
         except TypeError as error:  # of another version
             raise UserError(f"{out}/config.json holds options that cannot be read here ({error})") from None
     options = TrainConfig(**given)
-    if resume is None and out.exists() and any(out.iterdir()):
+    if out.exists() and set(out.iterdir()) - set(leftovers(out)):
+        if resume is not None:
+            raise UserError(f"{out} must be a run's to go on with, found no config.json in it; choose another --out")
         if not force:
             raise UserError(
                 f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
@@ -623,7 +627,7 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
 class Run:
     """One training: what it needs, and the loop."""
 
-    def __init__(self, options: TrainConfig, resume: str | None = None, force: bool = False, dry_run: bool = False):
+    def __init__(self, options: TrainConfig, resume: str | None = None, dry_run: bool = False):
         self.options, self.out = options, Path(options.out)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.writes = self.rank == 0 and not dry_run
@@ -697,11 +701,6 @@ class Run:
             )
         self.board: Any = None
         self.stop: signal.Signals | None = None  # what somebody has asked this process to stop with
-        if force and not resume and self.writes:
-            shutil.rmtree(self.out, ignore_errors=True)  # now that nothing else can be wrong
-        self.wait()
-        if not dry_run:
-            self.resume(resume)
 
     def wait(self) -> None:
         """Go on when all processes are here."""
@@ -713,8 +712,12 @@ class Run:
         if self.rank == 0:
             tqdm.write(text)
 
-    def resume(self, resume: str | None) -> None:
-        """Go back to a checkpoint, or begin the run folder."""
+    def begin(self, resume: str | None) -> None:
+        """Go back to a checkpoint, or begin the run folder (anew, if there is one)."""
+        if not resume and self.writes:
+            for path in self.out.iterdir():
+                remove(path)
+        self.wait()
         found = checkpoints(self.out)
         if resume not in (None, "latest"):
             self.state.restore(Path(str(resume)))
@@ -1152,7 +1155,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(options: TrainConfig, request: Request) -> None:
     """Say what is to be trained, and train it."""
     keep_freed_memory()
-    run = Run(options, request.resume, request.force, request.dry_run)
+    run = Run(options, request.resume, request.dry_run)
     counted = sum(p.numel() for p in run.state.trained.values())
     run.say(
         f"{run.options.stage}: {counted:,} parameters train"
@@ -1161,7 +1164,9 @@ def train(options: TrainConfig, request: Request) -> None:
     )
     if request.dry_run:
         run.try_out()
-    else:
+        return
+    with alone_in(run.out) if run.writes else contextlib.nullcontext():
+        run.begin(request.resume)
         run.train()
 
 

@@ -28,6 +28,7 @@ from cfld import save
 from cfld.config import to_dict
 from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
+from cfld.files import alone_in
 from cfld.model import load
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
@@ -291,6 +292,20 @@ def test_bf16_and_fp16_give_nearly_the_gradient_of_fp32(batch: Batch) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in trained]))
     assert relative_error(gradients[1], gradients[0]) <= 0.05
     assert relative_error(gradients[2], gradients[0]) <= 0.01
+
+
+def test_two_trainings_do_not_share_a_folder(whole: Path, tmp_path: Path, fails, monkeypatch) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr("cfld.files.time.sleep", lambda seconds: None)
+    with alone_in(tmp_path / "run"):
+        fails(main, "--out", tmp_path / "run", "--resume", "--steps", 7, words=["in use by another process"])
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "7"]) == 0
+
+
+def test_a_folder_of_something_else_is_not_gone_on_with(tmp_path: Path, fails) -> None:
+    (tmp_path / "notes.txt").write_text("not a run's")
+    fails(main, "--out", tmp_path, "--resume", words=["must be a run's", "no config.json", "another --out"])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_bare_resume_without_a_checkpoint_starts_and_says_so(run, capsys) -> None:
