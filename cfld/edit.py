@@ -37,7 +37,7 @@ from cfld.attention_maps import (
 from cfld.data import to_range, to_square
 from cfld.files import HelpFormatter, UserError, command_parser, read_image, save_image
 from cfld.model import CFLD, Conditions
-from cfld.photo import fit, fitted, whole
+from cfld.photo import fit, fitted
 from cfld.pose import POSE_HELP, joints_on, pose_maps, pose_settings
 from cfld.sample import (
     SOURCE_POSE_HELP,
@@ -200,6 +200,14 @@ def run_edit(options: argparse.Namespace) -> None:
     mask = read_mask(options.mask, reference)
     joints = joints_on(reference, options.pose, **pose_settings(options))
     crop = fit((reference.height, reference.width), joints)
+    top, left, height, width = (int(x) for x in (crop.top, crop.left, crop.height, crop.width))
+    white = np.asarray(mask) > 0
+    inside = np.count_nonzero(white[max(top, 0) : top + height, max(left, 0) : left + width])
+    if beyond := np.count_nonzero(white) - inside:
+        found = f"{beyond} of its {np.count_nonzero(white)} white pixels are beyond the window around the person"
+        if not inside:
+            raise UserError(f"{options.mask}: the mask must be white on the person, found that {found}")
+        print(f"{options.mask}: {found}, and stay as they are")
     model, vae = open_model(options)
     size, device = model.config.image_size, model.null_prompt.device
     images = edit(
@@ -214,7 +222,7 @@ def run_edit(options: argparse.Namespace) -> None:
         **how,
     )
     picture = to_pictures(images, options.size or default_size(size))[0]
-    if crop != whole((reference.height, reference.width)):
+    if options.size is None:  # outside the mask, the reference pixel by pixel
         picture = Image.composite(crop.paste(reference, picture), reference, mask)
     save_image(out, picture)
     print(f"wrote {out}")

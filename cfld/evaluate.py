@@ -123,6 +123,14 @@ class Processes:
         if dist.is_initialized():
             dist.barrier()
 
+    def decide(self, answer: bool) -> bool:
+        """The first one's answer, for all."""
+        if not dist.is_initialized():
+            return answer
+        decided = torch.tensor(answer)
+        dist.broadcast(decided, 0)
+        return bool(decided)
+
     def device(self, name: str | None) -> torch.device:
         device = pick_device(name)
         several = device == torch.device("cuda") and self.world > 1
@@ -328,10 +336,16 @@ def statistics_of(features: Sequence[Tensor], label: str = "") -> FeatureStatist
 
 
 def real_statistics(
-    cases: PairSet, measure: str, network: nn.Module, weights: str, device: torch.device, processes: Processes
+    cases: PairSet,
+    measure: str,
+    network: nn.Module,
+    weights: str,
+    device: torch.device,
+    out: Path,
+    processes: Processes,
 ) -> FeatureStatistics:
-    """The statistics of every photo of train.lst, annotated or not, at a size: kept in ROOT/evaluation for other runs.
-    weights: the sum of the network's file."""
+    """The statistics of every photo of train.lst, annotated or not, at a size: kept in ROOT/evaluation for other runs,
+    the parts in out until they are done. weights: the sum of the network's file."""
     root, size = cases.root, cases.size
     names, folder = read_list(root / "train.lst"), root / "train_highres"
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -342,7 +356,7 @@ def real_statistics(
     listed = digest([(name, (folder / name).stat().st_size) for name in names])
     label = f"{FIDS[measure]}, {weights[:12]}, {size[0]}x{size[1]}, pillow bicubic, {len(names)} photos {listed}"
     path = root / "evaluation" / f"real_{FIDS[measure]}_{size[0]}x{size[1]}.safetensors"
-    if path.is_file():
+    if processes.decide(path.is_file()):
         return FeatureStatistics.read(path, label)
 
     @torch.no_grad()
@@ -350,7 +364,7 @@ def real_statistics(
         photos = [resized(read_image(folder / names[i]), size) for i in part]
         return {"features": network(to_images(photos, device)).cpu()}
 
-    parts = path.parent / f".{path.stem}_{digest(label)}"
+    parts = out / f".{path.stem}_{digest(label)}"
     paths = make_parts(parts, len(names), make, processes, f"real set of {measure}")
     statistics = statistics_of([read_safetensors(p)[0]["features"] for p in paths], label)
     processes.wait()  # until all have read the parts
@@ -526,7 +540,7 @@ def evaluate(argv: list[str]) -> None:
     if isinstance(cases, PairSet):
         for measure in (measure for measure in FIDS if measure in networks):
             weights = sums[INCEPTIONS[FIDS[measure]]]
-            real[measure] = real_statistics(cases, measure, networks[measure], weights, device, processes)
+            real[measure] = real_statistics(cases, measure, networks[measure], weights, device, options.out, processes)
 
     # Paint, or find and check what was painted.
     method, facts = pictures_to_measure(options, cases, processes)

@@ -343,6 +343,20 @@ def test_edit_keeps_the_photo_outside_the_mask(folder: Path, mask: Path, tmp_pat
     assert size == (176, 256) and difference[~inside].max() == 0 and difference[inside].mean() > 10
 
 
+def test_edit_of_a_photo_of_any_size_leaves_its_other_pixels_alone(folder: Path, tmp_path: Path) -> None:
+    reference, mask = Image.open(PHOTOS[0]).resize((220, 320)), Image.new("L", (220, 320))
+    mask.paste(255, (60, 90, 150, 200))
+    reference.save(tmp_path / "reference.png"), mask.save(tmp_path / "mask.png")
+    argv = ["edit", *common(folder), "--source", PHOTOS[1], "--reference", tmp_path / "reference.png"]
+    argv += ["--pose", POSES[0], "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
+    assert main([str(a) for a in argv]) == 0
+    before, after = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("reference", "out"))
+    changed = (before != after).any(-1)
+    assert changed[90:200, 60:150].mean() > 0.9
+    changed[90:200, 60:150] = False
+    assert not changed.any()
+
+
 def test_interpolate_begins_and_ends_with_what_the_plain_command_paints(folder: Path, tmp_path: Path) -> None:
     pose = ["--appearance-scale", 20, "--pose", POSES[0], "--out"]  # so that random weights follow the source visibly
     argv = ["interpolate", *common(folder), "--source", PHOTOS[0], "--source", PHOTOS[1], *pose, tmp_path / "i.gif",

@@ -385,22 +385,23 @@ def test_editing_a_wide_photo_changes_nothing_outside_the_mask(micro_folder: Pat
     mask = Image.new("L", (640, 360))
     mask.paste(255, (460, 120, 510, 200))
     mask.save(tmp_path / "mask.png")
-    argv = ["edit", "--model", micro_folder, "--source", PHOTO, "--reference", photo, "--pose", file, "--steps", 2]
-    argv += [
-        "--pose-size",
-        "640x360",
-        "--mask",
-        tmp_path / "mask.png",
-        "--out",
-        tmp_path / "out.png",
-        "--device",
-        "cpu",
-    ]
+    argv = ["edit", "--model", micro_folder, "--source", PHOTO, "--reference", photo, "--pose", file, "--device", "cpu"]
+    argv += ["--steps", 2, "--pose-size", "640x360", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
     assert sample.main([str(a) for a in argv]) == 0
     changed = (pixels(Image.open(tmp_path / "out.png")) != pixels(Image.open(photo))).any(axis=2)
     assert changed.shape == (360, 640) and changed[120:200, 460:510].mean() > 0.9
     changed[120:200, 460:510] = False
     assert not changed.any()
+
+
+def test_a_mask_that_misses_the_person_is_named(micro_folder: Path, tmp_path: Path, fails) -> None:
+    photo, file, _ = wide(tmp_path)
+    mask = Image.new("L", (640, 360))
+    mask.paste(255, (0, 0, 20, 10))
+    mask.save(tmp_path / "mask.png")
+    argv = ["edit", "--model", micro_folder, "--source", PHOTO, "--reference", photo, "--pose", file, "--device", "cpu"]
+    argv += ["--pose-size", "640x360", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
+    fails(sample.main, *argv, words=["mask.png", "white on the person", "200 of its 200 white pixels"])
 
 
 def test_a_single_joint_is_not_taken_for_a_whole_person() -> None:
