@@ -12,7 +12,6 @@ encoder, B4 since all of TINY's UNet trains. SIGTERM and Ctrl-C let the training
 """
 
 import argparse
-import hashlib
 import importlib.util
 import shlex
 import signal
@@ -43,7 +42,7 @@ from people import (
 from tqdm import tqdm
 
 from cfld import TINY, load
-from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, write_json
+from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, sha256, write_json
 
 ROOT = Path(__file__).parents[1]
 ROWS, ONCE = ("whole", "B3", "B5", "B1"), ("B1",)  # what is trained, and what of it with the first seed alone
@@ -183,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
             train(options)
         elif differs := trained_otherwise(run, options):
             raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
-        weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+        weights = sha256(run / "model" / "model.safetensors")
         if found["runs"].get(name, {}).get("weights") == weights:
             continue
         pairs = pairs or measure_pairs(args.pairs, TINY)
@@ -198,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
         found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measure(results, pairs),
                                "made": machine()}  # fmt: skip
         write_json(path, found)
-        text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {machine_line()}\n"
+        where = machine_line(found["runs"][name]["made"])
+        text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {where}\n"
         with atomic(path.with_suffix(".md")) as temporary:
             temporary.write_text(text, encoding="utf-8")
         tqdm.write(text)

@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
             found["made"] = machine()
             write_json(path, found)
     fast = next(name for name, how in SETTINGS.items() if how == FAST)
-    text = f"{report(found['scores'], machine_line())}\n`--fast` is {fast}.\n"
+    text = f"{report(found['scores'], machine_line(found['made']))}\n`--fast` is {fast}.\n"
     with atomic(path.with_suffix(".md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -8,7 +8,6 @@ measured, and a later run with the same model, pairs and precision goes on from 
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,17 @@ from people import PAIRS, measure_pairs, paint, pixels, scores, table
 from PIL import Image, ImageDraw
 
 from cfld import load
-from cfld.files import PRECISIONS, HelpFormatter, UserError, command, pick_device, read_json, save_image, write_json
+from cfld.files import (
+    PRECISIONS,
+    HelpFormatter,
+    UserError,
+    command,
+    pick_device,
+    read_json,
+    save_image,
+    sha256,
+    write_json,
+)
 from cfld.model import bundled
 from cfld.plot import Points, draw_axes
 from cfld.scheduler import SAMPLERS
@@ -80,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = options.model or bundled()
     model, vae = load(folder, pick_device(options.device))
     asked = {
-        "model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "model.safetensors": sha256(folder / "model.safetensors"),
         "pairs": options.pairs,
         "precision": options.precision,
     }

@@ -28,8 +28,8 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def machine_line() -> str:
-    """The same as a sentence."""
-    m = machine()
+def machine_line(made: dict[str, str | int | None] | None = None) -> str:
+    """The same as a sentence; or what was written down then."""
+    m = made or machine()
     where = m["gpu"] or f"{m['cores']} cores of {m['cpu']}"
     return f"{where}, torch {m['torch']}, commit {m['commit']}, {m['date']}."

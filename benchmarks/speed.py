@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine_line
+from machine import machine, machine_line
 from official import Official
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -374,15 +374,18 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     path = ROOT / "docs" / f"speed_{options.size}.json"
-    asked = {"precision": options.precision, "rounds": options.rounds, "device": str(pick_device(options.device))}
+    given = {"precision": options.precision, "rounds": options.rounds, "device": str(pick_device(options.device))}
+    asked = {**given, "commit": machine()["commit"], "torch": torch.__version__}
     before = read_json(path) if path.is_file() else {}
     found = before if before.get("asked") == asked else {"asked": asked, "where": machine_line()}
-    given = [f"--{name}={value}" for name, value in {**asked, "size": options.size}.items()]
+    given["size"] = options.size
     for name in SECTIONS:
         if name not in found:
             print(name, flush=True)
             done = subprocess.run(
-                [sys.executable, __file__, f"--only={name}", *given], stdout=subprocess.PIPE, text=True
+                [sys.executable, __file__, f"--only={name}", *(f"--{k}={v}" for k, v in given.items())],
+                stdout=subprocess.PIPE,
+                text=True,
             )
             if done.returncode:
                 raise SystemExit(done.returncode)

@@ -68,6 +68,7 @@ PRESETS = {  # name: archetype, view and framing of cfld.people's poses
     "from behind": ("stand", "back", "full"),
     "upper half": ("relaxed", "front", "half"),
 }
+DECODING = threading.Lock()  # one photo at a time: a small file may be a large picture
 
 
 class Refused(Exception):
@@ -86,7 +87,7 @@ def read_photo(data: bytes) -> Image.Image:
     if not data:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found an empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        with DECODING, Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
             if width * height <= PIXEL_LIMIT:
                 return ImageOps.exif_transpose(image).convert("RGB")
