@@ -33,7 +33,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -43,7 +43,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -256,8 +255,8 @@ def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
     return vae.sample(mean, logvar, noise)
 
 
-def timestep_weights(alpha_bars: Tensor, v_loss: bool, min_snr: float) -> Tensor:
-    """What a row's squared error of the noise counts: abar_t (B,) -> (B,).
+def timestep_weights(alpha_bars: Tensor, v_loss: bool = False, min_snr: float = 0.0) -> Tensor:
+    """What a row's squared error of the noise counts: abar_t of any shape -> the same.
 
     That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; with v_loss, x_0's
     error counts SNR + 1 times (the error of the velocity; Salimans and Ho, 2022, Sec. 4); with min_snr, at most that
@@ -267,6 +266,14 @@ def timestep_weights(alpha_bars: Tensor, v_loss: bool, min_snr: float) -> Tensor
     return (snr + v_loss).clamp(max=min_snr or torch.inf) / snr
 
 
+Weights = Callable[[Tensor], Tensor]  # abar_t -> what a row counts
+
+
+def weighted_error(noise_pred: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
+    """The mean squared error over rows (2B, C, h, w) that count weights (2B, 1, 1, 1)."""
+    return (weights * (noise_pred.float() - noise).square()).mean()
+
+
 def training_loss(
     model: CFLD,
     vae: VAE,
@@ -274,8 +281,7 @@ def training_loss(
     batch: Batch,
     draws: Draws,
     recipe: str,
-    v_loss: bool = False,
-    min_snr: float = 0.0,
+    weights: Weights = timestep_weights,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
     latents = encode(vae, batch.images, draws.vae_noise)
@@ -289,9 +295,7 @@ def training_loss(
     conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
 
     noise_pred = model(noisy_latents, timesteps, conditions)
-    errors = F.mse_loss(noise_pred.float(), draws.noise, reduction="none").mean(dim=(1, 2, 3))
-    weights = timestep_weights(scheduler.alpha_bars.to(errors.device)[timesteps], v_loss, min_snr)
-    return (weights * errors).mean(), timesteps
+    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
 
 
 class AttributePrompt(nn.Module):
@@ -312,7 +316,13 @@ class AttributePrompt(nn.Module):
 
 
 def base_loss(
-    model: CFLD, attribute_prompt: AttributePrompt, vae: VAE, scheduler: Scheduler, batch: Batch, draws: Draws
+    model: CFLD,
+    attribute_prompt: AttributePrompt,
+    vae: VAE,
+    scheduler: Scheduler,
+    batch: Batch,
+    draws: Draws,
+    weights: Weights = timestep_weights,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 1 alone, over the 2B photos of a batch: the mean error and the timesteps (2B,)."""
     assert batch.attributes is not None
@@ -322,7 +332,7 @@ def base_loss(
     prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
     conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
     noise_pred = model(noisy_latents, timesteps, conditions)
-    return F.mse_loss(noise_pred.float(), draws.noise), timesteps
+    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
 
 
 def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
@@ -356,12 +366,10 @@ class Objective(nn.Module):
         """The mean loss over a micro-batch, and its timesteps."""
         if self.model is None:
             return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
+        weights = partial(timestep_weights, v_loss=self.options.v_loss, min_snr=self.options.min_snr)
         if self.attribute_prompt is not None:
-            return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws)
-        options = self.options
-        return training_loss(
-            self.model, self.vae, self.scheduler, batch, draws, options.recipe, options.v_loss, options.min_snr
-        )
+            return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws, weights)
+        return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, weights)
 
 
 def learning_rate(step: int, total: int, options: TrainConfig) -> float:
