@@ -20,8 +20,9 @@ from cfld.config import CFLDConfig, read_config, to_dict
 from cfld.files import UserError, atomic, read_safetensors, write_json, write_tensors
 from cfld.hga import HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder
+from cfld.scheduler import Scheduler
 from cfld.swin import Swin
-from cfld.unet import UNet
+from cfld.unet import UNet, repeat_rows
 from cfld.vae import VAE
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class CFLD(nn.Module):
 
     def __init__(self, config: CFLDConfig = CFLDConfig()):
         super().__init__()
-        self.config = config
+        self.config, self.scheduler = config, Scheduler(config.scheduler)
         self.source_encoder = Swin(config.swin)
         self.prd = PerceptionRefinedDecoder(config.prd)
         self.hga = HybridGranularityAttention(config.hga)
@@ -119,12 +120,18 @@ class CFLD(nn.Module):
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t.
 
-        Rows that share z_t, as those of guidance, may be given once: see UNet.forward."""
+        Rows that share z_t, as those of guidance, may be given once: see UNet.forward. Of a UNet that predicts the
+        velocity (TINY's), the noise that it implies is returned."""
         prompt, pose_features, query_biases = conditions.prompt, conditions.pose_features, conditions.query_biases
         if self.config.prompt == "multi_scale" and query_biases is not None:
             up_prompts = [prompt + bias for bias in query_biases]
-            return self.unet(noisy_latents, timesteps, prompt, pose_features, up_prompts=up_prompts)
-        return self.unet(noisy_latents, timesteps, prompt, pose_features, query_biases)
+            predicted = self.unet(noisy_latents, timesteps, prompt, pose_features, up_prompts=up_prompts)
+        else:
+            predicted = self.unet(noisy_latents, timesteps, prompt, pose_features, query_biases)
+        if self.config.scheduler.prediction_type == "epsilon":
+            return predicted
+        latents, alpha_bar = (repeat_rows(x, len(prompt)) for x in (noisy_latents, self.scheduler.alpha_bar(timesteps)))
+        return self.scheduler.noise_of_velocity(predicted, latents, alpha_bar)
 
 
 def assign(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 Past = Sequence[tuple[int, Tensor]]  # (t, x_0 predicted at t) of earlier steps, the newest last
 
 
@@ -27,20 +28,24 @@ class SchedulerConfig:
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    prediction_type: str = "epsilon"  # what the UNet gives; v_prediction: v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0
 
     def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            types = " or ".join(PREDICTION_TYPES)
+            raise ValueError(f"scheduler.prediction_type must be {types}, found {self.prediction_type!r}")
         if not 0 < self.beta_start < self.beta_end < 1:
             found = f"{self.beta_start} and {self.beta_end}"
             raise ValueError(f"scheduler.beta_start and beta_end must satisfy 0 < start < end < 1, found {found}")
 
 
 class Scheduler:
-    """Stable Diffusion's schedule: sqrt(beta) linear in t ("scaled linear"), noise prediction, no clipping."""
+    """Stable Diffusion's schedule: sqrt(beta) linear in t ("scaled linear"), no clipping."""
 
     def __init__(self, config: SchedulerConfig = SchedulerConfig()):
         self.config = config
         start, end = config.beta_start**0.5, config.beta_end**0.5
-        betas = torch.linspace(start, end, config.num_timesteps, dtype=torch.float32) ** 2
+        betas = torch.linspace(start, end, config.num_timesteps, dtype=torch.float32, device="cpu") ** 2
         self.alpha_bars = torch.cumprod(1 - betas, dim=0)  # (T,)
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
@@ -51,6 +56,11 @@ class Scheduler:
         """Eq. 1: z_0 and eps (B, 4, h, w), timesteps (B,) -> z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps."""
         alpha_bar = self.alpha_bar(timesteps)
         return alpha_bar.sqrt().to(latents.dtype) * latents + (1 - alpha_bar).sqrt().to(latents.dtype) * noise
+
+    def noise_of_velocity(self, velocity: Tensor, noisy_latents: Tensor, alpha_bar: Tensor) -> Tensor:
+        """v and z_t (B, 4, h, w), abar_t (B, 1, 1, 1) -> eps = sqrt(abar_t) v + sqrt(1 - abar_t) z_t in float32
+        (Salimans and Ho, 2022, Sec. 4, Appendix D)."""
+        return alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * noisy_latents
 
     def cubic_timesteps(self, draws: Tensor) -> Tensor:
         """Sec. 3.3: draws u (B,) uniform in [0, 1) -> timesteps (B,) = floor((1 - u^3) T), at most T - 1."""

@@ -129,8 +129,6 @@ class TrainConfig:
     lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
-    v_loss: bool = option(False, "weigh timesteps by 1 + 1 / SNR, as if the velocity were predicted (Salimans and Ho, "
-                                 "2022): noisy ones, which decide colours, count more")  # fmt: skip
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
     noise_offset: float = option(
         0.0, "also add this times one normal number a channel to the noise, such as 0.1; 0: none"
@@ -255,15 +253,15 @@ def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
     return vae.sample(mean, logvar, noise)
 
 
-def timestep_weights(alpha_bars: Tensor, v_loss: bool = False, min_snr: float = 0.0) -> Tensor:
+def timestep_weights(alpha_bars: Tensor, prediction_type: str = "epsilon", min_snr: float = 0.0) -> Tensor:
     """What a row's squared error of the noise counts: abar_t of any shape -> the same.
 
-    That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; with v_loss, x_0's
-    error counts SNR + 1 times (the error of the velocity; Salimans and Ho, 2022, Sec. 4); with min_snr, at most that
-    many times (Hang et al., 2023, Sec. 3.4).
+    That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; where the UNet
+    predicts the velocity, the velocity's error counts, which is SNR + 1 times that of x_0; with min_snr, x_0's error
+    counts at most that many times (Hang et al., 2023, Sec. 3.4).
     """
     snr = alpha_bars / (1 - alpha_bars)
-    return (snr + v_loss).clamp(max=min_snr or torch.inf) / snr
+    return (snr + (prediction_type == "v_prediction")).clamp(max=min_snr or torch.inf) / snr
 
 
 Weights = Callable[[Tensor], Tensor]  # abar_t -> what a row counts
@@ -366,7 +364,8 @@ class Objective(nn.Module):
         """The mean loss over a micro-batch, and its timesteps."""
         if self.model is None:
             return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
-        weights = partial(timestep_weights, v_loss=self.options.v_loss, min_snr=self.options.min_snr)
+        predicted, min_snr = self.scheduler.config.prediction_type, self.options.min_snr
+        weights = partial(timestep_weights, prediction_type=predicted, min_snr=min_snr)
         if self.attribute_prompt is not None:
             return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws, weights)
         return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, weights)

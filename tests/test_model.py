@@ -77,6 +77,7 @@ def test_the_trainable_set_follows_the_config() -> None:
         ("unet.channels", 3, ["unet.channels must be a list", "3"]),
         ("unet.groups", 0, ["unet.groups must be at least 1", "0"]),
         ("prd.depth", -1, ["prd.depth must be at least 1", "-1"]),
+        ("scheduler.prediction_type", "x0", ["prediction_type must be epsilon or v_prediction", "'x0'"]),
         ("swin.stochastic_depth", 1.0, ["swin.stochastic_depth", "1.0"]),
     ],
 )
@@ -150,6 +151,20 @@ def test_a_dropped_row_equals_absent_conditions() -> None:
     zeros = model(latents, timesteps, model.drop(conditions, torch.tensor([True]), "paper"))
     absent = model(latents, timesteps, cfld.Conditions(model.null_prompt, None, None))
     assert torch.allclose(zeros, absent, atol=1e-6)
+
+
+def test_of_a_predicted_velocity_forward_returns_the_noise_also_when_rows_share_their_latents() -> None:
+    plain, _ = micro_model()
+    of_velocity = dataclasses.replace(MICRO, scheduler=cfld.SchedulerConfig(prediction_type="v_prediction"))
+    model = cfld.CFLD(of_velocity).eval()
+    model.load_state_dict(plain.state_dict())
+    conditions = model.condition(noise(1, 3, 32, 32), noise(4, 21, 32, 32, seed=1))
+    latents, timesteps = noise(2, 4, 8, 8), torch.tensor([500])
+    velocity, alpha_bar = plain(latents, timesteps, conditions), cfld.Scheduler().alpha_bar(timesteps)
+    expected = alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * latents.repeat(2, 1, 1, 1)
+    assert torch.allclose(model(latents, timesteps, conditions), expected, atol=1e-6)
+    rows = model(latents.repeat(2, 1, 1, 1), torch.full((4,), 500), conditions)
+    assert torch.allclose(rows, expected, atol=1e-5)
 
 
 def test_forward_changes_none_of_its_arguments() -> None:

@@ -256,6 +256,22 @@ def test_alpha_bars_and_added_noise_equal_diffusers(ddpm) -> None:
     assert relative_error(ours.add_noise(latents, eps, timesteps), ddpm.add_noise(latents, eps, timesteps)) <= 1e-6
 
 
+def test_a_predicted_velocity_is_read_as_diffusers_does(ddpm) -> None:
+    ours, timesteps = Scheduler(), torch.arange(0, 1000, 37)
+    latents, eps = noise(len(timesteps), 4, 8, 8), noise(len(timesteps), 4, 8, 8, seed=1)
+    velocity, alpha_bar = ddpm.get_velocity(latents, eps, timesteps), ours.alpha_bar(timesteps)
+    noisy = ours.add_noise(latents, eps, timesteps)
+    assert relative_error(ours.noise_of_velocity(velocity, noisy, alpha_bar), eps) <= 1e-5
+
+    reference = ddpm.from_config(ddpm.config, prediction_type="v_prediction")
+    reference.set_timesteps(50)
+    for t in (981, 501, 1):
+        predicted, noisy = noise(1, 4, 8, 8, seed=t), noise(1, 4, 8, 8, seed=t + 1)
+        noise_pred = ours.noise_of_velocity(predicted, noisy, ours.alpha_bar(torch.tensor([t])))
+        theirs = reference.step(predicted, t, noisy).pred_original_sample
+        assert relative_error(ours.clean_latents(noisy, noise_pred, t), theirs) <= 1e-5
+
+
 @pytest.mark.parametrize("steps", [50, 7, 1])
 def test_timesteps_and_every_ddpm_step_equal_diffusers(ddpm, steps: int, monkeypatch) -> None:
     ours, latents = Scheduler(), noise(2, 4, 8, 8)

@@ -90,7 +90,7 @@ def test_cached_moments_give_the_loss_of_encoding_each_step(batch: Batch) -> Non
 
 def test_min_snr_counts_rows_of_little_noise_less(batch: Batch) -> None:
     alpha_bars = torch.tensor([0.1, 5 / 6, 0.99])
-    assert torch.allclose(timestep_weights(alpha_bars, False, 5.0), torch.tensor([1, 1, 5 / 99]))
+    assert torch.allclose(timestep_weights(alpha_bars, min_snr=5.0), torch.tensor([1, 1, 5 / 99]))
     model, vae = micro_model()
     draws = draw_step(0, 7, range(4), MICRO)
     low, high = (dataclasses.replace(draws, timesteps=torch.full((8,), u)) for u in (0.999, 0.1))
@@ -101,13 +101,13 @@ def test_min_snr_counts_rows_of_little_noise_less(batch: Batch) -> None:
     assert weighted[0] < 0.1 * plain[0] and torch.equal(weighted[1], plain[1])
 
 
-def test_v_loss_is_the_squared_error_of_the_velocity() -> None:
+def test_of_a_velocity_the_squared_error_counts() -> None:
     alpha_bars, g = torch.tensor([0.005, 0.1, 0.5, 0.99]).double(), torch.Generator().manual_seed(0)
     latents, noise, noise_pred = torch.randn(3, 4, 64, generator=g).double()
     signal, sigma = alpha_bars.sqrt()[:, None], (1 - alpha_bars).sqrt()[:, None]
     latents_pred = (signal * latents + sigma * (noise - noise_pred)) / signal  # of the same z_t
     velocity, velocity_pred = signal * noise - sigma * latents, signal * noise_pred - sigma * latents_pred
-    weighted = timestep_weights(alpha_bars, True, 0.0) * (noise_pred - noise).square().mean(1)
+    weighted = timestep_weights(alpha_bars, "v_prediction") * (noise_pred - noise).square().mean(1)
     assert torch.allclose(weighted, (velocity_pred - velocity).square().mean(1))
 
 
