@@ -27,8 +27,9 @@ from cfld import CFLD, VAE
 from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
 from cfld.files import keep_freed_memory, write_json
 from cfld.model import save
+from cfld.objective import draw_step
 from cfld.pose import pose_maps
-from cfld.train import Run, TrainConfig, draw_step, learning_rate, memory
+from cfld.train import Run, TrainConfig, learning_rate, memory
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "train_step"

@@ -1,4 +1,4 @@
-"""Training (Sec. 3.3 and 4.1): both losses in one forward, and a loop that can be killed and goes on.
+"""Training (Sec. 3.3 and 4.1): a loop that can be killed and goes on; what it minimises is cfld.objective.
 
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
     python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
@@ -33,7 +33,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -43,7 +43,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -87,6 +86,7 @@ from cfld.files import (
 )
 from cfld.hga import HGABlock
 from cfld.model import CFLD, Conditions, load, load_vae_alone, save
+from cfld.objective import AttributePrompt, Draws, base_loss, draw_step, timestep_weights, training_loss, vae_loss
 from cfld.plot import plot
 from cfld.pose import FRAME, pose_maps
 from cfld.prd import PRDBlock
@@ -96,7 +96,6 @@ from cfld.swin import SwinBlock
 from cfld.unet import ResBlock, SpatialTransformer, TransformerBlock, UNet
 from cfld.vae import VAE, SpatialAttention
 
-DROP_RATE = 0.2  # eta of Sec. 3.3
 FIRST_LOGVAR = -8.0  # of the VAE stage's posterior
 HELD_OUT, NO_STEP = 64, 2**31  # pairs of the held-out loss, and the step whose draws they take
 
@@ -202,147 +201,7 @@ FREE_ON_RESUME = {"init", "data", "cache", "out", "steps", "epochs", "accumulate
                   "device"}  # fmt: skip
 
 
-# The objective. ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Everything random in a step, for B pairs or 2B rows."""
-
-    flips: Tensor  # (B,) uniform: mirror the source encoder's image where < 0.5
-    depth: Tensor  # (B, branches) uniform: stochastic depth
-    timesteps: Tensor  # (2B,) uniform
-    drops: Tensor  # (2B,) uniform
-    vae_noise: Tensor  # (2B, 4, h, w) normal
-    noise: Tensor  # (2B, 4, h, w) normal, with --noise-offset shifted a channel at a time
-
-    def to(self, device: str | torch.device) -> "Draws":
-        return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
-
-
-def draw_step(seed: int, step: int, places: range, config: CFLDConfig, noise_offset: float = 0.0) -> Draws:
-    """The draws of the pairs at these places of the global batch: each from a generator of its own."""
-    size = config.image_size // config.vae.factor
-    latents = (2, config.unet.latent_channels, size, size)
-    pairs = []
-    for place in places:
-        g = seeded(seed, step, place)
-        scalars = torch.rand(5, generator=g)
-        depth = torch.rand(2 * sum(config.swin.depths), generator=g)
-        vae_noise, noise = torch.randn(latents, generator=g), torch.randn(latents, generator=g)
-        if noise_offset:  # drawn last: the other draws are the same with and without it
-            noise = noise + noise_offset * torch.randn((*latents[:2], 1, 1), generator=g)
-        pairs.append((scalars, depth, vae_noise, noise))
-    scalars, depth, vae_noise, noise = (torch.stack(x) for x in zip(*pairs, strict=True))
-
-    def rows(x: Tensor) -> Tensor:
-        return rearrange(x, "pairs two ... -> (two pairs) ...")  # all sources, then all targets
-
-    return Draws(scalars[:, 0], depth, rows(scalars[:, 1:3]), rows(scalars[:, 3:5]), rows(vae_noise), rows(noise))
-
-
-def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
-    """images (2B, 3, H, H) uint8, a few at a time, or their cached moments (2B, 8, h, w); noise (2B, 4, h, w)
-    -> scaled latents (2B, 4, h, w)."""
-    if images.dtype != torch.uint8:
-        mean, logvar = images.float().chunk(2, dim=1)
-        return vae.sample(mean, logvar, noise)
-    with torch.no_grad():
-        moments = [vae.moments(to_range(chunk)) for chunk in images.split(8)]
-    mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
-    return vae.sample(mean, logvar, noise)
-
-
-def timestep_weights(alpha_bars: Tensor, prediction_type: str = "epsilon", min_snr: float = 0.0) -> Tensor:
-    """What a row's squared error of the noise counts: abar_t of any shape -> the same.
-
-    That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; where the UNet
-    predicts the velocity, the velocity's error counts, which is SNR + 1 times that of x_0; with min_snr, x_0's error
-    counts at most that many times (Hang et al., 2023, Sec. 3.4).
-    """
-    snr = alpha_bars / (1 - alpha_bars)
-    return (snr + (prediction_type == "v_prediction")).clamp(max=min_snr or torch.inf) / snr
-
-
-Weights = Callable[[Tensor], Tensor]  # abar_t -> what a row counts
-
-
-def weighted_error(noise_pred: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
-    """The mean squared error over rows (2B, C, h, w) that count weights (2B, 1, 1, 1)."""
-    return (weights * (noise_pred.float() - noise).square()).mean()
-
-
-def training_loss(
-    model: CFLD,
-    vae: VAE,
-    scheduler: Scheduler,
-    batch: Batch,
-    draws: Draws,
-    recipe: str,
-    weights: Weights = timestep_weights,
-) -> tuple[Tensor, Tensor]:
-    """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
-    latents = encode(vae, batch.images, draws.vae_noise)
-    timesteps = scheduler.cubic_timesteps(draws.timesteps)
-    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)  # Eq. 1
-
-    source_images = to_range(batch.source_images)
-    source_images = torch.where((draws.flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
-    poses = pose_maps(batch.keypoints, model.config.adapter.pose_size)
-    conditions = model.condition(source_images, poses, draws.depth)
-    conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
-
-    noise_pred = model(noisy_latents, timesteps, conditions)
-    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
-
-
-class AttributePrompt(nn.Module):
-    """What a text encoder is to Stable Diffusion: the attributes of a person become a prompt."""
-
-    def __init__(self, num_attributes: int, config: CFLDConfig):
-        super().__init__()
-        self.num_tokens = config.prompt_tokens
-        self.layers = nn.Sequential(
-            nn.Linear(num_attributes, 2 * config.prd.width),
-            nn.SiLU(),
-            nn.Linear(2 * config.prd.width, self.num_tokens * config.prd.width),
-        )
-
-    def forward(self, attributes: Tensor) -> Tensor:
-        """attributes (B, A) -> prompt (B, Q, D)."""
-        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_tokens)
-
-
-def base_loss(
-    model: CFLD,
-    attribute_prompt: AttributePrompt,
-    vae: VAE,
-    scheduler: Scheduler,
-    batch: Batch,
-    draws: Draws,
-    weights: Weights = timestep_weights,
-) -> tuple[Tensor, Tensor]:
-    """Eq. 1 alone, over the 2B photos of a batch: the mean error and the timesteps (2B,)."""
-    assert batch.attributes is not None
-    latents = encode(vae, batch.images, draws.vae_noise)
-    timesteps = scheduler.cubic_timesteps(draws.timesteps)
-    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)
-    prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
-    conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
-    noise_pred = model(noisy_latents, timesteps, conditions)
-    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
-
-
-def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
-    """Absolute and squared error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a
-    batch."""
-    images = to_range(batch.images)
-    mean, logvar = vae.moments(images)
-    mean, logvar = mean.float(), logvar.float()
-    latents = vae.sample(mean, logvar, draws.vae_noise)
-    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    errors = vae.decode(latents).float() - images
-    return errors.abs().mean() + errors.square().mean() + kl_weight * kl
+# Objective and learning rate. -----------------------------------------------------------------------------------------
 
 
 class Objective(nn.Module):

@@ -84,6 +84,7 @@ def test_arrows_run_one_way() -> None:
         "playground",
         "study",
         "evaluate",
+        "objective",
         "train",
         "convert",
     ]
@@ -96,7 +97,7 @@ def test_arrows_run_one_way() -> None:
 
 
 def test_the_core_reads_in_one_sitting() -> None:
-    assert sum(len((ROOT / "cfld" / f"{name}.py").read_text().splitlines()) for name in CORE) <= 1150
+    assert sum(len((ROOT / "cfld" / f"{name}.py").read_text().splitlines()) for name in CORE) <= 1160
 
 
 def test_nothing_refers_to_a_place_outside_the_project() -> None:

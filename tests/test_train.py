@@ -31,18 +31,10 @@ from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.files import alone_in
 from cfld.model import load
+from cfld.objective import draw_step, timestep_weights, training_loss
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
-from cfld.train import (
-    NO_STEP,
-    TrainConfig,
-    checkpoint_blocks,
-    draw_step,
-    learning_rate,
-    main,
-    timestep_weights,
-    training_loss,
-)
+from cfld.train import NO_STEP, TrainConfig, checkpoint_blocks, learning_rate, main
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
