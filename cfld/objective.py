@@ -162,3 +162,29 @@ def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
     errors = vae.decode(latents).float() - images
     return errors.abs().mean() + errors.square().mean() + kl_weight * kl
+
+
+@torch.no_grad()
+def whiten(vae: VAE, mean: Tensor, logvar: Tensor) -> None:
+    """Turn and stretch a VAE's latents so that these, as moments() gave them for many images, have the mean 0 and the
+    covariance 1 over all positions: whatever the images' colours and brightness do to them, noise then drowns all of
+    it at the same timestep. The VAE's scale is 1 from here on.
+
+    The 1x1 convolutions at both ends of the latents take that in, so images are decoded as before. The variance of the
+    posterior cannot be turned; it becomes its average over all positions, one number a channel.
+    """
+    positions = rearrange(mean.double(), "b c h w -> c (b h w)")
+    center, (variances, directions) = positions.mean(1), torch.linalg.eigh(torch.cov(positions))
+    deviations = variances.clamp(min=1e-8 * variances.max().item()).sqrt()
+    forth, back = (directions * x @ directions.T for x in (1 / deviations, deviations))  # covariance^(-1/2), ^(1/2)
+    spread = forth.square() @ rearrange(logvar.double().exp(), "b c h w -> c (b h w)").mean(1)
+
+    encoder, decoder, channels = vae.encoder.to_moments, vae.decoder.from_latents, len(center)
+    assert encoder.bias is not None and decoder.bias is not None
+    weight, bias = encoder.weight[:channels, :, 0, 0].double(), encoder.bias[:channels].double()
+    encoder.weight.copy_(torch.cat([forth @ weight, torch.zeros_like(weight)])[:, :, None, None])
+    encoder.bias.copy_(torch.cat([forth @ (bias - center), spread.log()]))
+    weight = decoder.weight[:, :, 0, 0].double()
+    decoder.bias.add_(weight @ center)
+    decoder.weight.copy_((weight @ back)[:, :, None, None])
+    vae.config = dataclasses.replace(vae.config, scale=1.0)

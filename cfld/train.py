@@ -86,7 +86,16 @@ from cfld.files import (
 )
 from cfld.hga import HGABlock
 from cfld.model import CFLD, Conditions, load, load_vae_alone, save
-from cfld.objective import AttributePrompt, Draws, base_loss, draw_step, timestep_weights, training_loss, vae_loss
+from cfld.objective import (
+    AttributePrompt,
+    Draws,
+    base_loss,
+    draw_step,
+    timestep_weights,
+    training_loss,
+    vae_loss,
+    whiten,
+)
 from cfld.plot import plot
 from cfld.pose import FRAME, pose_maps
 from cfld.prd import PRDBlock
@@ -912,8 +921,8 @@ class Run:
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.model is None:
             self.vae.load_state_dict(trained, strict=False)
-            scale = self.latent_scale()
-            config = dataclasses.replace(self.config, vae=dataclasses.replace(self.config.vae, scale=scale))
+            whiten(self.vae, *self.moments())
+            config = dataclasses.replace(self.config, vae=self.vae.config)
             with atomic(folder, replace_folder=True) as temporary:
                 temporary.mkdir()
                 write_json(temporary / "config.json", to_dict(config))
@@ -925,13 +934,14 @@ class Run:
             save(folder, model, vae, replace=True)
         tqdm.write(f"wrote {folder}")
 
-    def latent_scale(self) -> float:
-        """One over the standard deviation of the posterior means of about 256 training photos."""
-        means = []
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The VAE's mean and logvar of about 256 training photos."""
+        found = []
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             for i in range(0, len(self.pairs), math.ceil(len(self.pairs) / 256)):
-                means.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device)))[0].float())
-        return float(f"{1 / torch.cat(means).std().item():.5g}")
+                found.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device))))
+        mean, logvar = (torch.cat(parts).float() for parts in zip(*found, strict=True))
+        return mean, logvar
 
 
 @dataclass(frozen=True)

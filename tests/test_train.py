@@ -31,7 +31,7 @@ from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.files import alone_in
 from cfld.model import load
-from cfld.objective import draw_step, timestep_weights, training_loss
+from cfld.objective import draw_step, timestep_weights, training_loss, whiten
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
 from cfld.train import NO_STEP, TrainConfig, checkpoint_blocks, learning_rate, main
@@ -320,13 +320,31 @@ def test_the_vae_stage_makes_a_folder_that_the_next_stage_starts_from(run, tmp_p
     folder = run("vae", "--stage", "vae", "--steps", 2, init=None)
     assert not (folder / "model" / "model.safetensors").exists()
     values = json.loads((folder / "model" / "config.json").read_text())
-    assert values["vae"]["scale"] != 0.18215
+    assert values["vae"]["scale"] == 1
     config = tmp_path / "all.json"
     config.write_text(json.dumps(to_dict(dataclasses.replace(MICRO, unet_trainable="all"))))
     trained = run("on it", "--steps", 1, "--config", config, init=folder / "model")
     model, vae = load(trained / "model")
-    assert vae.config.scale == values["vae"]["scale"]
+    assert vae.config.scale == 1
     assert all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_whitened_latents_are_of_mean_0_and_covariance_1_and_decode_to_the_same_images() -> None:
+    vae = micro_model()[1].double()
+    images = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    mean, logvar = vae.moments(images)
+    before = vae.decode(vae.encode(images))
+    whiten(vae, mean, logvar)
+    latents = vae.encode(images).movedim(1, 0).flatten(1)
+    assert torch.allclose(latents.mean(1), torch.zeros(4).double(), atol=1e-9)
+    assert torch.allclose(torch.cov(latents), torch.eye(4).double(), atol=1e-9)
+    assert torch.allclose(vae.decode(vae.encode(images)), before, atol=1e-9)
+
+    # A sample of the posterior strays from its mean as far as it did, measured in deviations of the latents.
+    inverse = torch.linalg.inv(torch.cov(mean.movedim(1, 0).flatten(1)))
+    strayed = (inverse.diagonal() * logvar.exp().mean(dim=(0, 2, 3))).sum()
+    assert torch.allclose(vae.moments(images)[1].exp().mean(dim=(0, 2, 3)).sum(), strayed)
 
 
 def test_fp16_trains_with_loss_scaling(run) -> None:
