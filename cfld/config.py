@@ -109,7 +109,7 @@ TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
     unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192, groups=8),
-    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1, groups=8),
+    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1, scale=1.0, groups=8),  # of covariance 1
     swin=SwinConfig(
         image_size=64, width=32, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16), window=8, stochastic_depth=0.0
     ),

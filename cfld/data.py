@@ -245,7 +245,7 @@ class Batch:
     source_images: Tensor  # (B, 3, S, S) uint8, for the source encoder
     images: Tensor  # for the VAE, sources, then targets: (2B, 3, H, H) uint8, or from a cache (2B, 2C, h, w) moments
     keypoints: Tensor  # (2B, 18, 2) as (y, x) in the 256x176 frame: of the sources, then of the targets
-    attributes: Tensor | None = None  # (B, A), for --stage base: cfld.people.attribute_vector
+    attributes: Tensor | None = None  # (B, A), for --stage source and base: cfld.people.attribute_vector
 
     def __len__(self) -> int:
         return len(self.source_images)
@@ -316,7 +316,9 @@ class FashionPairs(Dataset[Pair]):
         """The seed of the embedded person whom a pair shows."""
         name = self.pairs[index][0]
         if not (self.root / "people.json").is_file() or not (found := re.search(r"id(\d{8})01_", name)):
-            raise UserError(f"{self.root}: must be a folder that python -m cfld.people made, for --stage base")
+            raise UserError(
+                f"{self.root}: must be a folder that python -m cfld.people made, for --stage source and base"
+            )
         return int(found[1])
 
     def photo(self, name: str) -> tuple[Tensor, Tensor]:
@@ -365,14 +367,17 @@ class DescribedPairs(Dataset[Pair]):
 
     def __init__(self, pairs: FashionPairs | PeoplePairs):
         self.pairs = pairs
+        self.vectors: dict[int, Tensor] = {}
         pairs.person(0)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        vector = people.attribute_vector(people.identity(self.pairs.person(index)))
-        return (*self.pairs[index], torch.from_numpy(vector))
+        seed = self.pairs.person(index)
+        if seed not in self.vectors:
+            self.vectors[seed] = torch.from_numpy(people.attribute_vector(people.identity(seed)))
+        return (*self.pairs[index], self.vectors[seed])
 
 
 Pairs = FashionPairs | PeoplePairs

@@ -1,4 +1,4 @@
-"""The training objective (Sec. 3.3): both losses in one forward, and those of the two stages that TINY needs before.
+"""The training objective (Sec. 3.3): both losses in one forward, and those of the stages that TINY needs before.
 
     L_overall = L_mse + L_rec  (Eq. 6):  the target from the source (Eq. 3), and the source from itself (Eq. 5)
 
@@ -21,6 +21,7 @@ from cfld.data import Batch, seeded, to_range
 from cfld.model import CFLD, Conditions
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
+from cfld.swin import Swin
 from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
@@ -91,6 +92,11 @@ def weighted_error(noise_pred: Tensor, noise: Tensor, weights: Tensor) -> Tensor
     return (weights * (noise_pred.float() - noise).square()).mean()
 
 
+def mirrored(source_images: Tensor, draws: Draws) -> Tensor:
+    """source_images (B, 3, S, S), half of them mirrored."""
+    return torch.where((draws.flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
+
+
 def training_loss(
     model: CFLD,
     vae: VAE,
@@ -105,8 +111,7 @@ def training_loss(
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
     noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)  # Eq. 1
 
-    source_images = to_range(batch.source_images)
-    source_images = torch.where((draws.flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
+    source_images = mirrored(to_range(batch.source_images), draws)
     poses = pose_maps(batch.keypoints, model.config.adapter.pose_size)
     conditions = model.condition(source_images, poses, draws.depth)
     conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
@@ -150,6 +155,26 @@ def base_loss(
     conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
     noise_pred = model(noisy_latents, timesteps, conditions)
     return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
+
+
+class AttributeHead(nn.Module):
+    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4."""
+
+    def __init__(self, num_attributes: int, config: CFLDConfig):
+        super().__init__()
+        features = config.swin.widths[-1] * config.swin.map_sizes[-1] ** 2
+        self.layers = nn.Sequential(nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, num_attributes))
+
+    def forward(self, source_feature: Tensor) -> Tensor:
+        """source_feature f_4 (B, C, h, w) -> attributes (B, A)."""
+        return self.layers(source_feature)
+
+
+def source_loss(source_encoder: Swin, attribute_head: AttributeHead, batch: Batch, draws: Draws) -> Tensor:
+    """The mean squared error of the attributes of the B sources."""
+    assert batch.attributes is not None
+    source_feature = source_encoder(mirrored(to_range(batch.source_images), draws), draws.depth)[-1]
+    return (attribute_head(source_feature).float() - batch.attributes).square().mean()
 
 
 def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:

@@ -2,16 +2,16 @@
 
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
     python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
-    python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN
-    python -m cfld.train --preset tiny --init RUN_VAE/model --data people:2000x4 --out RUN     (embedded people)
+    python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN           (or people:2000x4 as ROOT)
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the whole method
     python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
     python -m cfld.train --dry-run ...                            what it needs of memory and time
     python -m cfld.train --plot RUN                               the curves of its log, as RUN/plot.png
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training, its batch divided among 8 processes
 
-The paper's base, Stable Diffusion, paints people from words. --stage base makes such a UNet for embedded people, from
-a prompt of their attributes, without source or pose; --stage cfld may then keep it frozen (unet_trainable in --config).
+The paper starts from a Swin that knows ImageNet's classes, and from Stable Diffusion, which paints people from words.
+For embedded people, --stage source makes a Swin that tells their attributes from a photo, and --stage base a UNet that
+paints a prompt of attributes, without source or pose; --stage cfld may keep it frozen (unet_trainable in --config).
 
 A run folder holds config.json, log.jsonl (step, loss, lr, rows/s), samples/, checkpoints/ and at the end model/, a
 model folder. Everything random in a step is a function of (seed, step, place of the pair in the global batch), so
@@ -87,10 +87,12 @@ from cfld.files import (
 from cfld.hga import HGABlock
 from cfld.model import CFLD, Conditions, load, load_vae_alone, save
 from cfld.objective import (
+    AttributeHead,
     AttributePrompt,
     Draws,
     base_loss,
     draw_step,
+    source_loss,
     timestep_weights,
     training_loss,
     vae_loss,
@@ -126,8 +128,8 @@ class TrainConfig:
     data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
     cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train: the whole method, tiny's own VAE, or a UNet that paints attributes",
-                        choices=("cfld", "vae", "base"))  # fmt: skip
+    stage: str = option("cfld", "what to train: the whole method, or for tiny before it a VAE, a Swin that tells attributes, a "
+                        "UNet that paints them", choices=("cfld", "vae", "source", "base"))  # fmt: skip
     recipe: str = option("paper", "dropping and learning rate: the paper's, or those of the released files",
                          choices=("paper", "released"))  # fmt: skip
     steps: int | None = option(None, "length in steps (default: 100 epochs)")
@@ -201,7 +203,7 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         if self.preset == "tiny":
-            return 1e-3 if self.stage == "vae" else 4e-4
+            return {"vae": 1e-3, "source": 3e-3}.get(self.stage, 4e-4)
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
@@ -222,20 +224,22 @@ class Objective(nn.Module):
         config: CFLDConfig,
         model: CFLD | None,
         vae: VAE,
-        attribute_prompt: AttributePrompt | None,
+        helper: AttributeHead | AttributePrompt | None,
     ):
         super().__init__()
         self.options, self.scheduler = options, Scheduler(config.scheduler)
-        self.model, self.vae, self.attribute_prompt = model, vae, attribute_prompt
+        self.model, self.vae, self.helper = model, vae, helper
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The mean loss over a micro-batch, and its timesteps."""
         if self.model is None:
             return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
+        if isinstance(self.helper, AttributeHead):
+            return source_loss(self.model.source_encoder, self.helper, batch, draws), torch.zeros(0)
         predicted, min_snr = self.scheduler.config.prediction_type, self.options.min_snr
         weights = partial(timestep_weights, prediction_type=predicted, min_snr=min_snr)
-        if self.attribute_prompt is not None:
-            return base_loss(self.model, self.attribute_prompt, self.vae, self.scheduler, batch, draws, weights)
+        if self.helper is not None:
+            return base_loss(self.model, self.helper, self.vae, self.scheduler, batch, draws, weights)
         return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, weights)
 
 
@@ -410,6 +414,11 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     model = CFLD(config)
     for part in (model.unet, model.pose_adapter):
         begin_at_identity(part)
+    for layer in model.source_encoder.modules():  # as Liu et al. (2021) began it
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return model, load_vae_alone(options.init)
 
 
@@ -542,13 +551,18 @@ class Run:
 
         self.vae.requires_grad_(self.model is None)
         module: nn.Module = self.vae if self.model is None else self.model
-        self.attribute_prompt: AttributePrompt | None = None
-        if options.stage == "base":
+        self.helper: AttributeHead | AttributePrompt | None = None  # what a stage trains beside the model's own
+        if options.stage in ("source", "base"):
             assert self.model is not None
             module.requires_grad_(False)
-            self.model.unet.requires_grad_(True)
-            self.model.null_prompt.requires_grad_(True)
-            self.attribute_prompt = AttributePrompt(self.described(self.pairs)[0][-1].numel(), self.config)
+            num_attributes = self.described(self.pairs)[0][-1].numel()
+            if options.stage == "source":
+                self.model.source_encoder.requires_grad_(True)
+                self.helper = AttributeHead(num_attributes, self.config)
+            else:
+                self.model.unet.requires_grad_(True)
+                self.model.null_prompt.requires_grad_(True)
+                self.helper = AttributePrompt(num_attributes, self.config)
         self.dtype = PRECISIONS[options.precision]
         base = frozen_hash(*(m for m in (self.model, self.vae) if m is not None))
         for frozen in (self.model, self.vae):
@@ -561,14 +575,14 @@ class Run:
         if options.compile and self.model is not None:
             self.model.unet.compile()
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if self.attribute_prompt is not None:
-            self.attribute_prompt.to(self.device)
-            trained |= {f"attribute_prompt.{name}": p for name, p in self.attribute_prompt.named_parameters()}
+        if self.helper is not None:
+            self.helper.to(self.device)
+            trained |= {f"helper.{name}": p for name, p in self.helper.named_parameters()}
         averages = {name: p.detach().clone() for name, p in trained.items()} if options.ema else {}
         optimizer = torch.optim.Adam(trained.values(), lr=options.peak_lr, fused=True)
         scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.state = State(trained, averages, optimizer, scaler, self.config, base)
-        self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.attribute_prompt)
+        self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.helper)
         if self.world > 1:
             unused = self.config.prompt == "multi_scale"  # B1 does without f_4, the rest uses all that trains
             self.objective = DistributedDataParallel(
@@ -722,7 +736,7 @@ class Run:
         started = time.perf_counter()
         self.loop(2)
         seconds = time.perf_counter() - started
-        modules = [m for m in (self.model, self.vae, self.attribute_prompt) if m is not None]
+        modules = [m for m in (self.model, self.vae, self.helper) if m is not None]
         parameters = [p for m in modules for p in m.parameters()]
         trained = list(self.state.trained.values())
         moments = [x for state in self.state.optimizer.state.values() for x in state.values()]
@@ -867,8 +881,8 @@ class Run:
                 self.state.trained[name].copy_(weights)
 
     def described(self, pairs: Pairs) -> Pairs | DescribedPairs:
-        """The pairs, in the base stage with the attributes of their people."""
-        return DescribedPairs(pairs) if self.options.stage == "base" else pairs
+        """The pairs, where a stage wants them with the attributes of their people."""
+        return DescribedPairs(pairs) if self.options.stage in ("source", "base") else pairs
 
     def has_test_split(self) -> bool:
         """Whether there are pairs that are not trained on."""
@@ -880,7 +894,7 @@ class Run:
 
     def sample_grid(self) -> None:
         """Write samples/step_*.png: source, pose, truth and result of the same held-out pairs from the same seeds."""
-        if not self.writes:
+        if not self.writes or self.options.stage == "source":
             return
         pairs = self.described(self.held_out())
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
@@ -893,8 +907,8 @@ class Run:
             seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
             if self.model is None:
                 columns += [self.vae.decode(self.vae.encode(to_range(truths)))]
-            elif self.attribute_prompt is not None:
-                conditions = Conditions(self.attribute_prompt(batch.attributes), None, None)
+            elif isinstance(self.helper, AttributePrompt):
+                conditions = Conditions(self.helper(batch.attributes), None, None)
                 columns += [denoise(self.model, self.vae, self.scheduler, conditions, steps=steps, generator=seeds)]
             else:
                 results = sample(

@@ -532,7 +532,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
     assert (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes() == checkpoint
 
 
-def test_a_base_paints_from_attributes_and_then_stays_frozen(tmp_path: Path, micro_folder: Path) -> None:
+def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_stays_frozen(
+    tmp_path: Path, micro_folder: Path
+) -> None:
     """Two steps of each stage, on embedded people drawn from memory."""
     whole = dataclasses.replace(MICRO, unet_trainable="all")
     configs = {name: tmp_path / f"{name}.json" for name in ("all", "cross_kv")}
@@ -544,12 +546,23 @@ def test_a_base_paints_from_attributes_and_then_stays_frozen(tmp_path: Path, mic
     shutil.copy(micro_folder / "vae.safetensors", vae_folder)
     common = ["--data", "people:2x2@7", "--steps", "2", "--batch", "2", "--device", "cpu", "--lr", "1e-3"]
     common += ["--precision", "fp32", "--sample-every", "2", "--sample-steps", "2"]
-    base = ["--stage", "base", "--config", configs["all"], "--init", vae_folder, "--out", tmp_path / "base"]
-    assert main([str(a) for a in base + common]) == 0
+    for name, start, more in (
+        ("begun", vae_folder, ["--stage", "source", "--lr", "0"]),
+        ("source", vae_folder, ["--stage", "source"]),
+        ("base", tmp_path / "source" / "model", ["--stage", "base"]),
+    ):
+        argv = ["--config", configs["all"], "--init", start, "--out", tmp_path / name]
+        assert main([str(a) for a in argv + common + more]) == 0
     assert (tmp_path / "base" / "samples" / "step_00000002.png").is_file()
     frozen = ["--config", configs["cross_kv"], "--init", tmp_path / "base" / "model", "--out", tmp_path / "frozen"]
     assert main([str(a) for a in frozen + common]) == 0
-    before, after = weights(tmp_path / "base"), weights(tmp_path / "frozen")
+    begun, encoder, before, after = (weights(tmp_path / stage) for stage in ("begun", "source", "base", "frozen"))
+
+    def changed(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> set[str]:
+        return {name.split(".")[0] for name, tensor in first.items() if not torch.equal(tensor, second[name])}
+
+    assert changed(begun, encoder) == {"source_encoder"}
+    assert changed(encoder, before) - {"null_prompt"} == {"unet"}
     assert torch.equal(before["unet.conv_in.weight"], after["unet.conv_in.weight"])
     assert not torch.equal(before["null_prompt"], after["null_prompt"])
 
@@ -558,7 +571,7 @@ def test_a_base_needs_people_whose_attributes_are_known(
     fashion: Path, micro_folder: Path, tmp_path: Path, fails
 ) -> None:
     argv = ["--stage", "base", "--data", fashion, "--init", micro_folder, "--config", micro_folder / "config.json"]
-    fails(main, *argv, "--out", tmp_path / "run", "--batch", 2, words=["cfld.people", "--stage base"])
+    fails(main, *argv, "--out", tmp_path / "run", "--batch", 2, words=["cfld.people", "--stage source and base"])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -869,6 +882,7 @@ def test_the_first_200_steps_of_each_stage_of_tiny_are_the_same_twice(tmp_path: 
     common = ["--preset", "tiny", "--data", "people:100x4", "--steps", "200", "--sample-every", "0", "--device", "cpu"]
     stages = {
         "vae": ["--stage", "vae", "--batch", "2"],
+        "source": ["--stage", "source", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "8"],
         "base": ["--stage", "base", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
         "cfld": ["--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
     }
