@@ -2,8 +2,9 @@
 
     python benchmarks/tiny.py        hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
-Draws the people, trains the VAE on them, encodes them once, trains all of TINY, and packs the averaged weights in half
-precision with the logs of both trainings, the commit and the measures of benchmarks/people.py.
+Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, then
+all of TINY, and packs the averaged weights in half precision with the logs of the trainings, the commit and the measures
+of benchmarks/people.py.
 """
 
 import json
@@ -21,6 +22,7 @@ RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
 VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
+SOURCE = "--batch 32 --steps 8000 --lr 3e-3 --warmup 200 --decay-at 0.6 --ema 0.998"
 CFLD = "--batch 16 --steps 30000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
 LOGS = "--save-every 250 --sample-every 500 --resume"
 PROCESSES = 2  # of one thread each, which train faster than one process of two threads
@@ -52,7 +54,7 @@ def pack() -> None:
     """Write weights/tiny in half precision, with the logs."""
     model, vae = load(RUN / "cfld" / "model")
     save(OUT, model.half(), vae.half(), replace=True)
-    for stage in ("vae", "cfld"):
+    for stage in ("vae", "source", "cfld"):
         shutil.copy(RUN / stage / "log.jsonl", OUT / f"{stage}_log.jsonl")
         options = json.loads((RUN / stage / "config.json").read_text())["options"]
         (OUT / f"{stage}_options.json").write_text(json.dumps(options, indent=2) + "\n")
@@ -66,14 +68,17 @@ def pack() -> None:
 def main() -> None:
     RUN.mkdir(parents=True, exist_ok=True)
     print(f"commit {commit()}")
-    data, vae, cache, cfld = RUN / "people", RUN / "vae", RUN / "cache", RUN / "cfld"
+    data, vae, cache, source, cfld = (RUN / name for name in ("people", "vae", "cache", "source", "cfld"))
     common = ["--preset", "tiny", "--data", data, *LOGS.split()]
     run("cfld.people", data, *PEOPLE.split())
     if not (vae / "model").is_dir():
         train("--stage", "vae", "--out", vae, *common, *VAE.split())
     run("cfld.data", "cache", data, "--model", vae / "model", "--out", cache)
+    common += ["--cache", cache]
+    if not (source / "model").is_dir():
+        train("--stage", "source", "--init", vae / "model", "--out", source, *common, *SOURCE.split())
     if not (cfld / "model").is_dir():
-        train("--init", vae / "model", "--cache", cache, "--out", cfld, *common, *CFLD.split())
+        train("--init", source / "model", "--out", cfld, *common, *CFLD.split())
     pack()
     subprocess.run([sys.executable, ROOT / "benchmarks" / "people.py", "--model", OUT], check=True)
 

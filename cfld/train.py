@@ -128,8 +128,8 @@ class TrainConfig:
     data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
     cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train: the whole method, or for tiny before it a VAE, a Swin that tells attributes, a "
-                        "UNet that paints them", choices=("cfld", "vae", "source", "base"))  # fmt: skip
+    stage: str = option("cfld", "what to train: the whole method; or for tiny, before it, a VAE, a Swin that tells "
+                        "attributes, a UNet that paints them", choices=("cfld", "vae", "source", "base"))  # fmt: skip
     recipe: str = option("paper", "dropping and learning rate: the paper's, or those of the released files",
                          choices=("paper", "released"))  # fmt: skip
     steps: int | None = option(None, "length in steps (default: 100 epochs)")
