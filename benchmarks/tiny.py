@@ -2,9 +2,9 @@
 
     python benchmarks/tiny.py        hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
-Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, then
-all of TINY, and packs the averaged weights in half precision with the logs of the trainings, the commit and the measures
-of benchmarks/people.py.
+Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, trains
+all of TINY, and packs the averaged weights in half precision with the logs, the commit and the measures of
+benchmarks/people.py.
 """
 
 import json

@@ -215,7 +215,7 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file."""
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 

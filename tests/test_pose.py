@@ -250,6 +250,7 @@ def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
     ("content", "words"),
     [
         ("{", "not JSON"),
+        pytest.param("[" * 100_000, "not JSON", id="deep"),
         ('{"people": []}', "non-empty list 'people'"),
         ('{"people": {"0": 1}}', "non-empty list 'people'"),
         ('{"people": [[1, 2]]}', "found 0"),
