@@ -1,7 +1,7 @@
 """Table 3 in small: TINY as the whole method and as its baselines, trained equally long, on people never trained on.
 
-    python benchmarks/ablations.py --data DIR --cache DIR --init VAE --steps 4000       run it again to go on
-    python benchmarks/ablations.py --data people:2000x4 --init VAE --steps 4000
+    python benchmarks/ablations.py --data DIR --cache DIR --init PARTS --steps 4000     run it again to go on
+    python benchmarks/ablations.py --data people:2000x4 --init PARTS --steps 4000
 
 Trains the whole method, B3 and B5 with each of the seeds and B1 with the first, one after the other, in
 OUT_RUNS/STEPS_steps/ROW_seedN, each by python -m cfld.train; the first seed of every row comes first. All rows have the
@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "python benchmarks/ablations.py", description=__doc__, formatter_class=HelpFormatter
     )
     options.add_argument("--data", required=True, help="what all train on: a folder of cfld.people, or people:2000x4")
-    options.add_argument("--init", required=True, metavar="DIR", help="the model/ folder of a VAE of TINY")
+    options.add_argument("--init", required=True, metavar="DIR", help="the model/ folder that --stage source made (or vae)")
     options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
     options.add_argument("--steps", type=int, required=True, help="of each training")
     options.add_argument("--seeds", type=int, default=3, help="how many, from 0")

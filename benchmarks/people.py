@@ -11,7 +11,7 @@ The pairs are photos of embedded people of seeds 600,000 to 600,199, which are k
     pictures    OUT_grid.png, OUT_100.png and OUT_swap.png, of the first pairs, not of chosen ones
     back        if a back is of another cloth than the front, which the source shows: is it painted like the front?
     samplers    the scores of other guidance scales and of fewer steps
-    levels      the error of the predicted latents by noise level: with the person's source, another's, and none
+    levels      the error of x_0 predicted in one step, by noise level: with the person's source, another's, and none
 
 Errors are mean absolute differences in [0, 1]. OUT.json is written after each measure, and a later run on the same
 model, pairs and options adds to it. Needs scikit-image, which brings scipy.
@@ -65,6 +65,7 @@ TITLES = ("PSNR", "SSIM", "IoU", "IoU, both found")
 COLOURED = ("skin", "face", "hair", "top", "jacket", "bottom", "shoes")  # the parts whose colours are measured
 PART_PIXELS, FABRIC_PIXELS = 40, 300  # the fewest that a photo must show, at H = 128
 LEVELS = (980, 900, 800, 600, 400, 200)  # timesteps
+SOURCES = ("own source", "another's source", "no conditions")
 FABRICS, SIGMA = 20, 4.0  # cloths to choose from; of the blur that is taken from them, pixels
 CONTRAST = 0.35  # between the mean colours of a front and a back
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -428,13 +429,11 @@ def back_test(pictures: Array, pairs: Sequence[Pair], like_front: Sequence[Photo
 
 @torch.no_grad()
 def level_test(model: CFLD, vae: VAE, pairs: Sequence[Pair], *, batch: int = 25, precision: str = "bf16") -> Numbers:
-    """By timestep, the mean squared error of x_0 as it is predicted from the truth's z_t, over the latents' variance:
-    with the right source, with the source of the pair before, and without source and pose."""
+    """By timestep, the error on the person of x_0 as it is predicted in one step from the truth's z_t and decoded: with
+    the right source, with the source of the pair before, and without source and pose."""
     scheduler, device, dtype = Scheduler(model.config.scheduler), model.null_prompt.device, PRECISIONS[precision]
-    squares = {name: np.zeros(len(LEVELS)) for name in ("own source", "another's source", "no conditions")}
-    variance = 0.0
+    found: dict[str, list[list[float]]] = {name: [[] for _ in LEVELS] for name in SOURCES}
     everyone = to_range(torch.stack([pair.source.source_image for pair in pairs]).to(device))
-    sources = dict(zip(squares, (everyone, everyone.roll(1, 0), everyone), strict=True))
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for first in tqdm(range(0, len(pairs), batch), desc="noise levels", unit="batch"):
             part = slice(first, first + batch)
@@ -443,17 +442,15 @@ def level_test(model: CFLD, vae: VAE, pairs: Sequence[Pair], *, batch: int = 25,
             noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in noises]).to(device)
             keypoints = torch.stack([pair.target.keypoints for pair in pairs[part]]).to(device)
             poses = pose_maps(keypoints, model.config.adapter.pose_size)
-            variance += x_0.square().mean(dim=(1, 2, 3)).sum().item() / len(pairs)
-            for name, images in sources.items():
-                conditions = model.condition(images[part], poses)
-                if name == "no conditions":
-                    conditions = model.drop(conditions, torch.ones(len(x_0), dtype=torch.bool, device=device), "paper")
+            own, others = (model.condition(images[part], poses) for images in (everyone, everyone.roll(1, 0)))
+            nothing = model.drop(own, torch.ones(len(x_0), dtype=torch.bool, device=device), "paper")
+            for name, conditions in zip(SOURCES, (own, others, nothing), strict=True):
                 for i, t in enumerate(LEVELS):
                     timesteps = torch.full((len(x_0),), t, device=device)
                     latents = scheduler.add_noise(x_0, noise, timesteps)
-                    found = scheduler.clean_latents(latents, model(latents, timesteps, conditions).float(), t)
-                    squares[name][i] += (found - x_0).square().mean(dim=(1, 2, 3)).sum().item() / len(pairs)
-    return {"timesteps": LEVELS, **{name: (x / variance).round(4).tolist() for name, x in squares.items()}}
+                    predicted = scheduler.clean_latents(latents, model(latents, timesteps, conditions).float(), t)
+                    found[name][i] += errors(pixels(vae.decode(predicted).float().cpu()), pairs[part]).tolist()
+    return {"timesteps": LEVELS, **{name: [mean(x) for x in levels] for name, levels in found.items()}}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -192,7 +192,7 @@ def load(
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} is not a whole model folder: {name} is missing; make or copy the folder again "
-                f"(what --stage vae makes holds a VAE alone: train on from it with --init)"
+                f"(what --stage vae and --stage source make holds parts alone: train on from it with --init)"
             )
     config = read_config(folder / "config.json")
     with torch.device("meta"):
@@ -209,6 +209,16 @@ def load_vae_alone(folder: str | Path) -> VAE:
     vae = VAE(read_config(Path(folder) / "config.json").vae)
     assign(vae, read_safetensors(path, torch.float32)[0], path)
     return vae
+
+
+def save_parts(folder: str | Path, config: CFLDConfig, **parts: nn.Module) -> None:
+    """Write config.json and what a training can start from beside a fresh model, such as vae and source_encoder. What
+    stands there is replaced."""
+    with atomic(folder, replace_folder=True) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", to_dict(config))
+        for name, part in parts.items():
+            write_tensors(temporary / f"{name}.safetensors", part.state_dict())
 
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:

@@ -1,8 +1,9 @@
 """Training (Sec. 3.3 and 4.1): a loop that can be killed and goes on; what it minimises is cfld.objective.
 
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
-    python -m cfld.train --preset tiny --stage vae --data ROOT --out RUN_VAE      (there is no public VAE of its size)
-    python -m cfld.train --preset tiny --init RUN_VAE/model --data ROOT --out RUN           (or people:2000x4 as ROOT)
+    python -m cfld.train --preset tiny --stage vae --data people:2000x4 --out RUN_VAE     (it has no public weights ...
+    python -m cfld.train --preset tiny --stage source --init RUN_VAE/model --data people:2000x4 --out RUN_SOURCE  ...)
+    python -m cfld.train --preset tiny --init RUN_SOURCE/model --data ROOT --out RUN
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the whole method
     python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
     python -m cfld.train --dry-run ...                            what it needs of memory and time
@@ -85,7 +86,7 @@ from cfld.files import (
     writing,
 )
 from cfld.hga import HGABlock
-from cfld.model import CFLD, Conditions, load, load_vae_alone, save
+from cfld.model import CFLD, Conditions, assign, load, load_vae_alone, save, save_parts
 from cfld.objective import (
     AttributeHead,
     AttributePrompt,
@@ -124,7 +125,7 @@ class TrainConfig:
     config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
     ablation: str | None = option(None, "train this row of Table 3 instead of the whole method (docs/ablations.md)",
                                   choices=tuple(ABLATIONS))  # fmt: skip
-    init: str | None = option(None, "model folder to start from: cfld.convert init makes one, or --stage vae for tiny")
+    init: str | None = option(None, "folder to start from: cfld.convert init makes one, for tiny --stage vae or source")
     data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
     cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
@@ -352,11 +353,12 @@ def architecture(options: TrainConfig) -> CFLDConfig:
         config = ablation(config, options.ablation)
     if options.init is None:
         return config
-    found = read_config(Path(options.init) / "config.json")
-    vae_alone = not (Path(options.init) / "model.safetensors").is_file()
+    init = Path(options.init)
+    found = read_config(init / "config.json")
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
-    if vae_alone:  # and no matter what it was trained for
-        found = dataclasses.replace(config, vae=found.vae)
+    if not (init / "model.safetensors").is_file():  # parts, no matter what they were trained for
+        swin = found.swin if (init / "source_encoder.safetensors").is_file() else config.swin
+        found = dataclasses.replace(config, vae=found.vae, swin=swin)
     if differs := difference(dataclasses.replace(found, unet_trainable=config.unet_trainable), config):
         asked = f"--config {options.config}" if options.config else f"--preset {options.preset}"
         if options.ablation:
@@ -393,7 +395,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     if options.init is None:
         raise UserError(
             "--stage cfld needs --init DIR: a model folder of public weights (python -m cfld.convert init), "
-            "or, for tiny, the model/ folder that --stage vae made"
+            "or, for tiny, the model/ folder that --stage vae or --stage source made"
         )
     if (Path(options.init) / "model.safetensors").is_file():
         model, vae = load(options.init)
@@ -410,7 +412,9 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             f"{options.init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot "
             f"train from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
         )
-    tqdm.write(f"{options.init} holds a VAE alone: everything else starts from seed {options.seed}")
+    source_encoder = Path(options.init) / "source_encoder.safetensors"
+    known = "a VAE and a source encoder" if source_encoder.is_file() else "a VAE"
+    tqdm.write(f"{options.init} holds {known} alone: everything else starts from seed {options.seed}")
     model = CFLD(config)
     for part in (model.unet, model.pose_adapter):
         begin_at_identity(part)
@@ -419,6 +423,8 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    if source_encoder.is_file():
+        assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
     return model, load_vae_alone(options.init)
 
 
@@ -937,15 +943,15 @@ class Run:
             self.vae.load_state_dict(trained, strict=False)
             whiten(self.vae, *self.moments())
             config = dataclasses.replace(self.config, vae=self.vae.config)
-            with atomic(folder, replace_folder=True) as temporary:
-                temporary.mkdir()
-                write_json(temporary / "config.json", to_dict(config))
-                write_tensors(temporary / "vae.safetensors", self.vae.state_dict())
+            save_parts(folder, config, vae=self.vae)
         else:
             model, vae = build(self.options, self.config)
             assert model is not None
             model.load_state_dict(trained, strict=False)
-            save(folder, model, vae, replace=True)
+            if self.options.stage == "source":
+                save_parts(folder, self.config, vae=vae, source_encoder=model.source_encoder)
+            else:
+                save(folder, model, vae, replace=True)
         tqdm.write(f"wrote {folder}")
 
     def moments(self) -> tuple[Tensor, Tensor]:
