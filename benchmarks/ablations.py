@@ -140,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
         "python benchmarks/ablations.py", description=__doc__, formatter_class=HelpFormatter
     )
     options.add_argument("--data", required=True, help="what all train on: a folder of cfld.people, or people:2000x4")
-    options.add_argument("--init", required=True, metavar="DIR", help="the model/ folder that --stage source made (or vae)")
+    options.add_argument(
+        "--init", required=True, metavar="DIR", help="the model/ folder that --stage source made (or vae)"
+    )
     options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
     options.add_argument("--steps", type=int, required=True, help="of each training")
     options.add_argument("--seeds", type=int, default=3, help="how many, from 0")

@@ -158,12 +158,13 @@ def base_loss(
 
 
 class AttributeHead(nn.Module):
-    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4."""
+    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4, without a norm: behind
+    one, f_4 would grow to hundreds."""
 
     def __init__(self, num_attributes: int, config: CFLDConfig):
         super().__init__()
         features = config.swin.widths[-1] * config.swin.map_sizes[-1] ** 2
-        self.layers = nn.Sequential(nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, num_attributes))
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(features, num_attributes))
 
     def forward(self, source_feature: Tensor) -> Tensor:
         """source_feature f_4 (B, C, h, w) -> attributes (B, A)."""

@@ -204,7 +204,7 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         if self.preset == "tiny":
-            return {"vae": 1e-3, "source": 3e-3}.get(self.stage, 4e-4)
+            return 1e-3 if self.stage in ("vae", "source") else 4e-4
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
