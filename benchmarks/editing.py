@@ -1,7 +1,7 @@
 """What the paper's formula of the mask must mean (Sec. 4.6; docs/editing.md), measured on people whose top is changed.
 
     python benchmarks/editing.py                        docs/editing.json and its table
-    python benchmarks/editing.py --model DIR --people 4 --out /tmp/first_look.json
+    python benchmarks/editing.py --model DIR --people 4 --out runs/first_look.json
 
 Embedded people can be photographed twice in the same pose, the second time in another top, so that the truth of an
 edit is known. The reference is the first photo, the source a photo of the second top in another pose, the mask the top.

@@ -1,7 +1,7 @@
 """What more speed costs in quality: fewer steps, guidance in an interval alone, and deep features used again.
 
     python benchmarks/faster.py                        docs/faster.json and docs/faster.md
-    python benchmarks/faster.py --model DIR --pairs 5 --out /tmp/faster
+    python benchmarks/faster.py --model DIR --pairs 5 --out runs/faster
 
 Quality is that of the bundled model on the first of benchmarks/people.py's pairs, whom no model was trained on. Work is
 counted, not timed: the UNet's floating-point operations at the paper's size, over those of three rows in 50 steps, as

@@ -1,7 +1,7 @@
 """The pictures of docs/gallery, by the commands of docs/editing.md, of people that the bundled model has never seen.
 
     python benchmarks/gallery.py                          docs/gallery: a few minutes on two cores
-    python benchmarks/gallery.py --model DIR --steps 10 --out /tmp/gallery
+    python benchmarks/gallery.py --model DIR --steps 10 --out runs/gallery
 
     edit.png                  two references, each with its mask, and the tops of three sources painted into it
     interpolation.png, .gif   from one source to another, which are the first and the last tile

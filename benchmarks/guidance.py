@@ -1,7 +1,7 @@
 """Quality against the number of steps of each sampler, and against the two guidance scales of Eq. 7: a plot.
 
     python benchmarks/guidance.py                       docs/guidance.json and docs/guidance.png
-    python benchmarks/guidance.py --model DIR --pairs 5 --out /tmp/guidance
+    python benchmarks/guidance.py --model DIR --pairs 5 --out runs/guidance
 
 The scores are those of benchmarks/people.py, on the first of its pairs. Each setting is written down when it is
 measured, and a later run with the same model, pairs and precision goes on from there. Needs scikit-image.

@@ -13,6 +13,7 @@ misspelling is in the public files; fashion- is read as well), and after prepari
 Letters in shapes: B pairs, S side of a source image, H side of an image for the VAE.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -362,22 +363,24 @@ class PeoplePairs(Dataset[Pair]):
         )
 
 
+@functools.cache
+def attributes_of(seed: int) -> Tensor:
+    """The attributes (A,) of an embedded person."""
+    return torch.from_numpy(people.attribute_vector(people.identity(seed)))
+
+
 class DescribedPairs(Dataset[Pair]):
     """Pairs of embedded people, and behind each what a prompt could say about the person: (A,) attributes."""
 
     def __init__(self, pairs: FashionPairs | PeoplePairs):
         self.pairs = pairs
-        self.vectors: dict[int, Tensor] = {}
         pairs.person(0)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        seed = self.pairs.person(index)
-        if seed not in self.vectors:
-            self.vectors[seed] = torch.from_numpy(people.attribute_vector(people.identity(seed)))
-        return (*self.pairs[index], self.vectors[seed])
+        return (*self.pairs[index], attributes_of(self.pairs.person(index)))
 
 
 Pairs = FashionPairs | PeoplePairs

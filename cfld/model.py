@@ -211,10 +211,10 @@ def load_vae_alone(folder: str | Path) -> VAE:
     return vae
 
 
-def save_parts(folder: str | Path, config: CFLDConfig, **parts: nn.Module) -> None:
-    """Write config.json and what a training can start from beside a fresh model, such as vae and source_encoder. What
-    stands there is replaced."""
-    with atomic(folder, replace_folder=True) as temporary:
+def save_parts(folder: str | Path, config: CFLDConfig, *, replace: bool = False, **parts: nn.Module) -> None:
+    """Write config.json and NAME.safetensors of each part, such as vae and source_encoder: all files or none. Raises
+    UserError if the folder exists already, unless replace."""
+    with atomic(folder, replace) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", to_dict(config))
         for name, part in parts.items():
@@ -222,12 +222,7 @@ def save_parts(folder: str | Path, config: CFLDConfig, **parts: nn.Module) -> No
 
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:
-    """Write a model folder that load() reads: all files or none. Raises UserError if the folder exists already, unless
-    replace."""
+    """Write a model folder that load() reads, as save_parts does."""
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
-    with atomic(folder, replace) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "config.json", to_dict(model.config))
-        write_tensors(temporary / "model.safetensors", model.state_dict())
-        write_tensors(temporary / "vae.safetensors", vae.state_dict())
+    save_parts(folder, model.config, replace=replace, model=model, vae=vae)

@@ -1,9 +1,9 @@
 """Training (Sec. 3.3 and 4.1): a loop that can be killed and goes on; what it minimises is cfld.objective.
 
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
-    python -m cfld.train --preset tiny --stage vae --data people:2000x4 --out RUN_VAE     (it has no public weights ...
-    python -m cfld.train --preset tiny --stage source --init RUN_VAE/model --data people:2000x4 --out RUN_SOURCE  ...)
-    python -m cfld.train --preset tiny --init RUN_SOURCE/model --data ROOT --out RUN
+    python -m cfld.train --preset tiny --stage vae --data people:2000x4 --out RUN_VAE              tiny, from nothing,
+    python -m cfld.train --preset tiny --stage source --init RUN_VAE/model --data people:2000x4 --out RUN_SOURCE    in
+    python -m cfld.train --preset tiny --init RUN_SOURCE/model --data people:2000x4 --out RUN             three stages
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the whole method
     python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
     python -m cfld.train --dry-run ...                            what it needs of memory and time
@@ -104,7 +104,7 @@ from cfld.pose import FRAME, pose_maps
 from cfld.prd import PRDBlock
 from cfld.sample import check_steps, denoise, picture_grid, sample, to_pictures
 from cfld.scheduler import Scheduler
-from cfld.swin import SwinBlock
+from cfld.swin import Swin, SwinBlock
 from cfld.unet import ResBlock, SpatialTransformer, TransformerBlock, UNet
 from cfld.vae import VAE, SpatialAttention
 
@@ -383,6 +383,15 @@ def begin_at_identity(module: nn.Module) -> None:
             nn.init.zeros_(last.bias)
 
 
+def begin_small(swin: Swin) -> None:
+    """Initialise a Swin that trains from nothing, as Liu et al. (2021) began theirs."""
+    for layer in swin.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     """The modules to train from: of --init where it has them, fresh from the seed where it has not."""
     torch.manual_seed(options.seed)
@@ -418,11 +427,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     model = CFLD(config)
     for part in (model.unet, model.pose_adapter):
         begin_at_identity(part)
-    for layer in model.source_encoder.modules():  # as Liu et al. (2021) began it
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    begin_small(model.source_encoder)
     if source_encoder.is_file():
         assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
     return model, load_vae_alone(options.init)
@@ -943,13 +948,13 @@ class Run:
             self.vae.load_state_dict(trained, strict=False)
             whiten(self.vae, *self.moments())
             config = dataclasses.replace(self.config, vae=self.vae.config)
-            save_parts(folder, config, vae=self.vae)
+            save_parts(folder, config, replace=True, vae=self.vae)
         else:
             model, vae = build(self.options, self.config)
             assert model is not None
             model.load_state_dict(trained, strict=False)
             if self.options.stage == "source":
-                save_parts(folder, self.config, vae=vae, source_encoder=model.source_encoder)
+                save_parts(folder, self.config, replace=True, vae=vae, source_encoder=model.source_encoder)
             else:
                 save(folder, model, vae, replace=True)
         tqdm.write(f"wrote {folder}")
