@@ -25,6 +25,7 @@ from cfld.swin import Swin
 from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
+FEATURE_SIZE = 1e-3  # of the source stage: weight of the mean square of features, beside the attributes' error
 Weights = Callable[[Tensor], Tensor]  # abar_t -> what a row counts
 
 
@@ -158,8 +159,7 @@ def base_loss(
 
 
 class AttributeHead(nn.Module):
-    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4, without a norm: behind
-    one, f_4 would grow to hundreds."""
+    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4."""
 
     def __init__(self, num_attributes: int, config: CFLDConfig):
         super().__init__()
@@ -172,10 +172,34 @@ class AttributeHead(nn.Module):
 
 
 def source_loss(source_encoder: Swin, attribute_head: AttributeHead, batch: Batch, draws: Draws) -> Tensor:
-    """The mean squared error of the attributes of the B sources."""
+    """The mean squared error of the attributes of the B sources, and a little for the size of f_1 .. f_4, which Swin's
+    norms would let grow to hundreds (docs/tiny.md)."""
     assert batch.attributes is not None
-    source_feature = source_encoder(mirrored(to_range(batch.source_images), draws), draws.depth)[-1]
-    return (attribute_head(source_feature).float() - batch.attributes).square().mean()
+    features = source_encoder(mirrored(to_range(batch.source_images), draws), draws.depth)
+    error = (attribute_head(features[-1]).float() - batch.attributes).square().mean()
+    return error + FEATURE_SIZE * sum(f.float().square().mean() for f in features)
+
+
+@torch.no_grad()
+def standardise(source_encoder: Swin, features: list[Tensor]) -> None:
+    """Stretch f_1 .. f_4 so that these, of many photos, deviate by 1 from their channels' means, and shift f_4 so that
+    its means are 0. Else one channel that is tens of times as large in every photo, as Swin grows it, hides from PRD
+    what differs between photos.
+
+    Swin computes what it did: the residual stream of a stage is read through LayerNorms alone, so all that is added to
+    it may be stretched; f_4 is read by none, so the last bias can take its means.
+    """
+    for stage, (blocks, feature) in enumerate(zip(source_encoder.stages, features, strict=True)):
+        means = feature.mean(dim=(0, 2, 3))
+        deviation = (feature - means[:, None, None]).square().mean().sqrt()
+        adding = [source_encoder.merges[stage - 1].reduction if stage else source_encoder.patch_norm]
+        for block in blocks:  # type: ignore[attr-defined]
+            adding += [block.attention.proj, block.mlp[-1]]
+        if feature is features[-1]:
+            adding[-1].bias.sub_(means)  # type: ignore[operator, union-attr]
+        for layer in adding:
+            for parameter in layer.parameters():  # type: ignore[union-attr]
+                parameter.div_(deviation)
 
 
 def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:

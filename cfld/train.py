@@ -94,6 +94,7 @@ from cfld.objective import (
     base_loss,
     draw_step,
     source_loss,
+    standardise,
     timestep_weights,
     training_loss,
     vae_loss,
@@ -954,6 +955,7 @@ class Run:
             assert model is not None
             model.load_state_dict(trained, strict=False)
             if self.options.stage == "source":
+                standardise(model.source_encoder, self.source_features(model.source_encoder))
                 save_parts(folder, self.config, replace=True, vae=vae, source_encoder=model.source_encoder)
             else:
                 save(folder, model, vae, replace=True)
@@ -963,10 +965,20 @@ class Run:
         """The VAE's mean and logvar of about 256 training photos."""
         found = []
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for i in range(0, len(self.pairs), math.ceil(len(self.pairs) / 256)):
+            for i in self.some_pairs():
                 found.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device))))
         mean, logvar = (torch.cat(parts).float() for parts in zip(*found, strict=True))
         return mean, logvar
+
+    def source_features(self, source_encoder: Swin) -> list[Tensor]:
+        """f_1 .. f_4 of about 256 training photos."""
+        with torch.no_grad():
+            found = [source_encoder(to_range(self.pairs[i][0][None])) for i in self.some_pairs()]
+        return [torch.cat(maps) for maps in zip(*found, strict=True)]
+
+    def some_pairs(self) -> range:
+        """The places of about 256 pairs, evenly."""
+        return range(0, len(self.pairs), math.ceil(len(self.pairs) / 256))
 
 
 @dataclass(frozen=True)

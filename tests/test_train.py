@@ -31,7 +31,7 @@ from cfld.convert import main as convert
 from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.files import alone_in
 from cfld.model import load
-from cfld.objective import draw_step, timestep_weights, training_loss, whiten
+from cfld.objective import draw_step, standardise, timestep_weights, training_loss, whiten
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
 from cfld.train import NO_STEP, TrainConfig, checkpoint_blocks, learning_rate, main
@@ -345,6 +345,20 @@ def test_whitened_latents_are_of_mean_0_and_covariance_1_and_decode_to_the_same_
     inverse = torch.linalg.inv(torch.cov(mean.movedim(1, 0).flatten(1)))
     strayed = (inverse.diagonal() * logvar.exp().mean(dim=(0, 2, 3))).sum()
     assert torch.allclose(vae.moments(images)[1].exp().mean(dim=(0, 2, 3)).sum(), strayed)
+
+
+@torch.no_grad()
+def test_standardised_features_deviate_by_1_and_are_the_same_but_for_that() -> None:
+    swin = micro_model()[0].source_encoder.double()
+    side = swin.config.image_size
+    images = torch.rand(20, 3, side, side, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    before = swin(images)
+    standardise(swin, before)
+    for f, g in zip(before, swin(images), strict=True):
+        deviation = (f - f.mean(dim=(0, 2, 3), keepdim=True)).square().mean().sqrt()
+        shift = f.mean(dim=(0, 2, 3), keepdim=True) if f is before[-1] else 0
+        assert torch.allclose(g, (f - shift) / deviation, atol=1e-3)  # the norms' epsilon is not stretched
+    assert g.mean(dim=(0, 2, 3)).abs().max() < 1e-3
 
 
 def test_fp16_trains_with_loss_scaling(run) -> None:
