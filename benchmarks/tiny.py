@@ -23,7 +23,7 @@ RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
 VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
 SOURCE = "--batch 32 --steps 10000 --lr 1e-3 --warmup 200 --decay-at 0.7 --ema 0.998"
-CFLD = "--batch 16 --steps 9000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
+CFLD = "--batch 16 --steps 8000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
 LOGS = "--save-every 250 --sample-every 500 --resume"
 PROCESSES = 2  # of one thread each, which train faster than one process of two threads
 
