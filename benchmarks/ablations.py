@@ -1,24 +1,28 @@
 """Table 3 in small: TINY as the whole method and as its baselines, trained equally long, on people never trained on.
 
     python benchmarks/ablations.py --data DIR --cache DIR --init PARTS --steps 4000     run it again to go on
-    python benchmarks/ablations.py --data people:2000x4 --init PARTS --steps 4000
+    python benchmarks/ablations.py --data people:2000x4 --init PARTS --steps 4000 --at-once 2
 
-Trains the whole method, B3 and B5 with each of the seeds and B1 with the first, one after the other, in
-OUT_RUNS/STEPS_steps/ROW_seedN, each by python -m cfld.train; the first seed of every row comes first. All rows have the
-same pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After
-each training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and
-.md (mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public
-encoder, B4 since all of TINY's UNet trains. SIGTERM and Ctrl-C let the training that runs save first.
+Trains the whole method, B3 and B5 with each of the seeds and B1 with the first, in RUNS/STEPS_steps/ROW_seedN, each by
+python -m cfld.train, whose words go to ROW_seedN.log; the first seed of every row comes first. All rows have the same
+pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After each
+training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and .md
+(mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public encoder,
+B4 since all of TINY's UNet trains. SIGTERM and Ctrl-C let the trainings that run save first.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import itertools
+import os
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,12 +47,15 @@ from tqdm import tqdm
 
 from cfld import TINY, load
 from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, sha256, write_json
+from cfld.train import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
 ROWS, ONCE = ("whole", "B3", "B5", "B1"), ("B1",)  # what is trained, and what of it with the first seed alone
 TRAINING = (
-    "--preset tiny --batch 16 --lr 4e-4 --warmup 100 --decay-at 0.8 --ema 0.999 --save-every 250 --sample-every 0"
+    "--preset tiny --batch 16 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.999 "
+    "--save-every 250 --sample-every 0"
 )
+PATIENCE = 2.0  # seconds between looks at the trainings
 GARMENTS = ("top", "jacket", "bottom")
 MEASURES = {"error": 4, "IoU": 3, "PSNR": 2, "SSIM": 4, "garments": 4}  # and their decimals in the table
 
@@ -69,17 +76,39 @@ def arguments(args: argparse.Namespace, row: str, seed: int, out: Path) -> list[
     return [*shlex.split(TRAINING), *options, *shlex.split(args.train)]
 
 
-def train(argv: Sequence[str]) -> None:
-    """Train, or go on training. When this process is asked to stop, so is the training, and waited for."""
-    with subprocess.Popen([sys.executable, "-m", "cfld.train", *argv, "--resume"], cwd=ROOT) as process:
+def steps_done(run: Path, steps: int) -> int:
+    """How far a training has come, by its latest checkpoint."""
+    return steps if (run / "model").is_dir() else max((step_of(path) for path in checkpoints(run)), default=0)
+
+
+def train(trainings: dict[Path, list[str]], at_once: int, steps: int) -> Generator[Path]:
+    """Train, or go on training, in these run folders with these arguments, as many at once, which share the cores.
+    Yields each when it is done. When this process is asked to stop, so are they, and waited for. Raises UserError if
+    one fails."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    waiting, running = list(trainings), dict[Path, subprocess.Popen[bytes]]()
+    with tqdm(total=len(trainings) * steps, desc="trainings", unit="step", smoothing=0) as bar:
+        bar.initial = bar.n = sum(steps_done(run, steps) for run in trainings)
         try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if code:
-        sys.exit(code)
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    run = waiting.pop(0)
+                    argv = [sys.executable, "-m", "cfld.train", *trainings[run], "--resume"]
+                    run.parent.mkdir(parents=True, exist_ok=True)
+                    with open(run.with_suffix(".log"), "ab") as log:
+                        process = subprocess.Popen(argv, cwd=ROOT, env=os.environ | threads, stdout=log, stderr=log)
+                    running[run] = process
+                time.sleep(PATIENCE)
+                bar.update(sum(steps_done(run, steps) for run in trainings) - bar.n)
+                for run in [run for run, process in running.items() if process.poll() is not None]:
+                    if code := running.pop(run).returncode:
+                        raise UserError(f"the training in {run} stopped with exit code {code}: see {run}.log")
+                    yield run
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
 
 
 def trained_otherwise(run: Path, argv: Sequence[str]) -> str | None:
@@ -145,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
     options.add_argument("--steps", type=int, required=True, help="of each training")
+    options.add_argument("--at-once", type=int, default=1, help="trainings at a time, such as one for each core")
     options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     options.add_argument("--pairs", type=int, default=PAIRS, help="how many of the held-out pairs, from the first")
     options.add_argument("--sample-steps", type=int, default=50, help="of DDPM")
@@ -165,8 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if importlib.util.find_spec("skimage") is None:
         raise UserError("scikit-image must be installed to measure: .venv/bin/python -m pip install scikit-image")
-    if args.seeds < 1 or args.steps < 1 or not 1 <= args.pairs <= PAIRS:
-        raise UserError(f"--seeds and --steps must be at least 1 and --pairs within 1 .. {PAIRS}")
+    if min(args.seeds, args.steps, args.at_once) < 1 or not 1 <= args.pairs <= PAIRS:
+        raise UserError(f"--seeds, --steps and --at-once must be at least 1 and --pairs within 1 .. {PAIRS}")
     signal.signal(signal.SIGTERM, stop)
     asked = {"steps": args.steps, "pairs": args.pairs, "sample steps": args.sample_steps, "data": args.data,
              "init": str(args.init), "training": f"{TRAINING} {args.train}".strip()}  # fmt: skip
@@ -175,35 +205,37 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, Any] = before if before.get("asked") == asked else {"asked": asked, "bounds": {}, "runs": {}}
     pairs: list[Pair] = []
 
-    for row, seed in tqdm(queue(args.seeds), desc="trainings", unit="training"):
-        name = f"{row}_seed{seed}"
-        run = args.runs.resolve() / f"{args.steps}_steps" / name
-        options = arguments(args, row, seed, run)
-        if not (run / "model").is_dir():
-            tqdm.write(f"python -m cfld.train {shlex.join(options)} --resume")
-            train(options)
-        elif differs := trained_otherwise(run, options):
+    todo = queue(args.seeds)
+    runs = {args.runs.resolve() / f"{args.steps}_steps" / f"{row}_seed{seed}": (row, seed) for row, seed in todo}
+    trainings = {run: arguments(args, row, seed, run) for run, (row, seed) in runs.items()}
+    done = [run for run in runs if (run / "model").is_dir()]
+    for run in done:
+        if differs := trained_otherwise(run, trainings[run]):
             raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
-        weights = sha256(run / "model" / "model.safetensors")
-        if found["runs"].get(name, {}).get("weights") == weights:
-            continue
-        pairs = pairs or measure_pairs(args.pairs, TINY)
-        model, vae = load(run / "model", pick_device(args.device))
-        if not found["bounds"]:
-            reconstructed = pixels(reconstruct(vae, images_of(pair.target for pair in pairs)))
-            found["bounds"] = {
-                "the source, copied": measure(baselines(pairs)["copy"], pairs),
-                "the VAE's reconstruction": measure(reconstructed, pairs),
-            }
-        results = pixels(paint(model, vae, pairs, steps=args.sample_steps))
-        found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measure(results, pairs),
-                               "made": machine()}  # fmt: skip
-        write_json(path, found)
-        where = machine_line(found["runs"][name]["made"])
-        text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {where}\n"
-        with atomic(path.with_suffix(".md")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        tqdm.write(text)
+    left = {run: argv for run, argv in trainings.items() if run not in done}
+    with contextlib.closing(train(left, args.at_once, args.steps)) as trained:
+        for run in itertools.chain(done, trained):
+            name, (row, seed) = run.name, runs[run]
+            weights = sha256(run / "model" / "model.safetensors")
+            if found["runs"].get(name, {}).get("weights") == weights:
+                continue
+            pairs = pairs or measure_pairs(args.pairs, TINY)
+            model, vae = load(run / "model", pick_device(args.device))
+            if not found["bounds"]:
+                reconstructed = pixels(reconstruct(vae, images_of(pair.target for pair in pairs)))
+                found["bounds"] = {
+                    "the source, copied": measure(baselines(pairs)["copy"], pairs),
+                    "the VAE's reconstruction": measure(reconstructed, pairs),
+                }
+            results = pixels(paint(model, vae, pairs, steps=args.sample_steps))
+            found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measure(results, pairs),
+                                   "made": machine()}  # fmt: skip
+            write_json(path, found)
+            where = machine_line(found["runs"][name]["made"])
+            text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {where}\n"
+            with atomic(path.with_suffix(".md")) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            tqdm.write(text)
 
 
 if __name__ == "__main__":
