@@ -8,7 +8,8 @@ python -m cfld.train, whose words go to ROW_seedN.log; the first seed of every r
 pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After each
 training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and .md
 (mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public encoder,
-B4 since all of TINY's UNet trains. SIGTERM and Ctrl-C let the trainings that run save first.
+B4 since all of TINY's UNet trains. With --base there is one more row: the whole method around that UNet, of which only
+to_k and to_v train, as in the paper. SIGTERM and Ctrl-C let the trainings that run save first.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,11 +48,13 @@ from people import (
 from tqdm import tqdm
 
 from cfld import TINY, load
+from cfld.config import to_dict
 from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, sha256, write_json
 from cfld.train import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
-ROWS, ONCE = ("whole", "B3", "B5", "B1"), ("B1",)  # what is trained, and what of it with the first seed alone
+FROZEN = "frozen"  # the whole method around a frozen base
+ROWS, ONCE = ("whole", "B3", "B5", "B1", FROZEN), ("B1", FROZEN)  # what is trained, and what with the first seed alone
 TRAINING = (
     "--preset tiny --batch 16 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.999 "
     "--save-every 250 --sample-every 0"
@@ -63,15 +67,21 @@ MEASURES = {"error": 4, "IoU": 3, "PSNR": 2, "SSIM": 4, "garments": 4}  # and th
 # ---------------------------------------------------------------------------------------------------------------- queue
 
 
-def queue(seeds: int) -> list[tuple[str, int]]:
+def queue(args: argparse.Namespace) -> list[tuple[str, int]]:
     """What is trained, in order: (row, seed)."""
-    return [(row, seed) for seed in range(seeds) for row in ROWS if seed == 0 or row not in ONCE]
+    rows = [row for row in ROWS if row != FROZEN or args.base]
+    return [(row, seed) for seed in range(args.seeds) for row in rows if seed == 0 or row not in ONCE]
 
 
 def arguments(args: argparse.Namespace, row: str, seed: int, out: Path) -> list[str]:
     """The arguments of cfld.train for one training."""
     given = {"data": args.data, "cache": args.cache, "init": args.init, "steps": args.steps, "seed": seed, "out": out}
-    given |= {} if row == "whole" else {"ablation": row}
+    if row == FROZEN:
+        config = out.with_suffix(".config.json")
+        write_json(config, to_dict(replace(TINY, unet_trainable="cross_kv")))
+        given |= {"init": args.base, "config": config}
+    elif row != "whole":
+        given |= {"ablation": row}
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return [*shlex.split(TRAINING), *options, *shlex.split(args.train)]
 
@@ -172,6 +182,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--init", required=True, metavar="DIR", help="the model/ folder that --stage source made (or vae)"
     )
+    options.add_argument("--base", metavar="DIR", help="the model/ folder that --stage base made, for one more row")
     options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
     options.add_argument("--steps", type=int, required=True, help="of each training")
     options.add_argument("--at-once", type=int, default=1, help="trainings at a time, such as one for each core")
@@ -205,8 +216,9 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, Any] = before if before.get("asked") == asked else {"asked": asked, "bounds": {}, "runs": {}}
     pairs: list[Pair] = []
 
-    todo = queue(args.seeds)
-    runs = {args.runs.resolve() / f"{args.steps}_steps" / f"{row}_seed{seed}": (row, seed) for row, seed in todo}
+    todo = queue(args)
+    folder = args.runs.resolve() / f"{args.steps}_steps"
+    runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in todo}
     trainings = {run: arguments(args, row, seed, run) for run, (row, seed) in runs.items()}
     done = [run for run in runs if (run / "model").is_dir()]
     for run in done:
