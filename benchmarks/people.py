@@ -1,7 +1,7 @@
 """How well a trained TINY paints people it has never seen: numbers and pictures for a model folder.
 
-    python benchmarks/people.py --model DIR                                 docs/tiny.json, docs/tiny_grid.png, ...
-    python benchmarks/people.py --model DIR --pairs 8 --only methods        a first look, at the first pairs alone
+    python benchmarks/people.py --model weights/tiny             docs/tiny.json, tiny_measures.md, tiny_grid.png, ...
+    python benchmarks/people.py --model DIR --pairs 8 --only methods --out runs/look     a look at the first pairs
 
 The pairs are photos of embedded people of seeds 600,000 to 600,199, which are kept from training; one pair each.
 
@@ -13,8 +13,8 @@ The pairs are photos of embedded people of seeds 600,000 to 600,199, which are k
     samplers    the scores of other guidance scales and of fewer steps
     levels      the error of x_0 predicted in one step, by noise level: with the person's source, another's, and none
 
-Errors are mean absolute differences in [0, 1]. OUT.json is written after each measure, and a later run on the same
-model, pairs and options adds to it. Needs scikit-image, which brings scipy.
+Errors are mean absolute differences in [0, 1]. OUT.json and OUT_measures.md are written after each measure, and a later
+run on the same model, pairs and options adds to them. Needs scikit-image, which brings scipy.
 
 Letters in shapes: N pairs, H side of an image, S side of a source image, M pixels of a mask.
 """
@@ -22,7 +22,6 @@ Letters in shapes: N pairs, H side of an image, S side of a source image, M pixe
 import argparse
 import importlib.util
 import itertools
-import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, machine_line
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -44,6 +43,7 @@ from cfld.files import (
     PRECISIONS,
     HelpFormatter,
     UserError,
+    atomic,
     command,
     pick_device,
     read_json,
@@ -490,13 +490,44 @@ def sheets(
 
 
 def table(rows: Numbers) -> str:
-    """A line for each method, and a column for each number of the first."""
-    widths = {title: max(len(title), 7) + 2 for title in next(iter(rows.values()))}
-    lines = [" " * 20 + "".join(f"{title:>{width}}" for title, width in widths.items())]
-    for name, row in rows.items():
-        cells = {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in row.items()}
-        lines.append(f"{name:20}" + "".join(f"{cells.get(title, ''):>{width}}" for title, width in widths.items()))
-    return "\n".join(lines)
+    """Markdown: a line for each row, a column for each number that one of them has."""
+    titles = list(dict.fromkeys(title for row in rows.values() for title in row))
+    cells = [
+        [f"{x:.4f}" if isinstance(x, float) else str(x) for x in (row.get(title, "") for title in titles)]
+        for row in rows.values()
+    ]
+    lines = [
+        ["", *map(str, titles)],
+        ["---"] * (1 + len(titles)),
+        *([name, *row] for name, row in zip(rows, cells, strict=True)),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def section(name: str, numbers: Numbers, made: dict[str, Any]) -> str:
+    """One measure in Markdown: its single numbers, its table, and where it was taken."""
+    single = [f"{key}: {value:.4g}" for key, value in numbers.items() if isinstance(value, int | float)]
+    rows = {key: value for key, value in numbers.items() if isinstance(value, dict)}
+    if "timesteps" in numbers:
+        rows = {
+            key: dict(zip(numbers["timesteps"], numbers[key], strict=True)) for key in numbers if key != "timesteps"
+        }
+    parts = [f"## {name}", "; ".join(single), table(rows) if rows else "", machine_line(made)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def page(found: Numbers) -> str:
+    """All measures in Markdown."""
+    weights = found["asked"]["model.safetensors"][:12]
+    head = (
+        "# Measures of a TINY\n\nWritten by `python benchmarks/people.py`, whose `--help` says what each is: "
+        f"model.safetensors of sha256 {weights}..., {found['asked']['pairs']} pairs, DDPM with "
+        f"{found['asked']['steps']} steps, {found['asked']['precision']}."
+    )
+    sections = [
+        section(name, found["measures"][name], found["made"][name]) for name in MEASURES if name in found["measures"]
+    ]
+    return "\n\n".join([head, *sections]) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -537,8 +568,9 @@ def main(argv: list[str] | None = None) -> None:
     def report(name: str, numbers: Numbers) -> None:
         found["measures"][name], found["made"][name] = numbers, machine()
         write_json(path, found)
-        text = table(numbers) if name in ("methods", "samplers") else json.dumps(numbers, indent=2)
-        print(f"\n{name} ({asked['pairs']} pairs)\n{text}")
+        with atomic(args.out.with_name(f"{args.out.name}_measures.md")) as temporary:
+            temporary.write_text(page(found), encoding="utf-8")
+        print("\n" + section(name, numbers, found["made"][name]))
 
     pairs = measure_pairs(args.pairs, config)
     if chosen & {"methods", "fabric", "pictures"}:
