@@ -29,7 +29,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from machine import machine, machine_line
 from people import (
     PAIRS,
     Numbers,
@@ -45,11 +44,12 @@ from people import (
     reconstruct,
     score,
 )
+from report import machine, machine_line, table
 from tqdm import tqdm
 
-from cfld import TINY, load
+from cfld import TINY, VAE, load
 from cfld.config import to_dict
-from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, sha256, write_json
+from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
 from cfld.train import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
@@ -74,16 +74,19 @@ def queue(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def arguments(args: argparse.Namespace, row: str, seed: int, out: Path) -> list[str]:
-    """The arguments of cfld.train for one training."""
+    """The arguments of cfld.train for one training. The frozen row's configuration must be in frozen_config(out)."""
     given = {"data": args.data, "cache": args.cache, "init": args.init, "steps": args.steps, "seed": seed, "out": out}
     if row == FROZEN:
-        config = out.with_suffix(".config.json")
-        write_json(config, to_dict(replace(TINY, unet_trainable="cross_kv")))
-        given |= {"init": args.base, "config": config}
+        given |= {"init": args.base, "config": frozen_config(out)}
     elif row != "whole":
         given |= {"ablation": row}
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return [*shlex.split(TRAINING), *options, *shlex.split(args.train)]
+
+
+def frozen_config(out: Path) -> Path:
+    """Where the configuration of a run of the frozen row is: beside it."""
+    return out.with_suffix(".config.json")
 
 
 def steps_done(run: Path, steps: int) -> int:
@@ -142,6 +145,15 @@ def measure(pictures: Pictures, pairs: Sequence[Pair]) -> Numbers:
     return {"error": mean(errors(pictures, pairs)), **means, "garments": mean(garments)}
 
 
+def measure_bounds(vae: VAE, pairs: Sequence[Pair]) -> Numbers:
+    """What is known without a training: the worst that is worth anything, and the best there can be."""
+    reconstructed = pixels(reconstruct(vae, images_of(pair.target for pair in pairs)))
+    return {
+        "the source, copied": measure(baselines(pairs)["copy"], pairs),
+        "the VAE's reconstruction": measure(reconstructed, pairs),
+    }
+
+
 def summary(runs: dict[str, Numbers]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """By row and measure, the mean over seeds and their standard deviation; None of a single seed."""
     result = {}
@@ -155,10 +167,9 @@ def summary(runs: dict[str, Numbers]) -> dict[str, dict[str, tuple[float, float 
     return result
 
 
-def table(found: Numbers) -> str:
-    """The summary in Markdown."""
-    titles = ("", "seeds", "error on the person", "IoU", "PSNR", "SSIM", "garments' colours")
-    lines = [titles, ("---",) * len(titles)]
+def summary_table(found: Numbers) -> str:
+    """The bounds and the summary in Markdown."""
+    lines = []
     for name, numbers in found["bounds"].items():
         lines.append((name, "", *(f"{numbers[measure]:.{places}f}" for measure, places in MEASURES.items())))
     for row, numbers in summary(found["runs"]).items():
@@ -168,7 +179,7 @@ def table(found: Numbers) -> str:
             cells.append(f"{middle:.{places}f}" + (f" ± {spread:.{places}f}" if spread is not None else ""))
         seeds = sum(numbers["row"] == row for numbers in found["runs"].values())
         lines.append((row, str(seeds), *cells))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(("", "seeds", "error on the person", "IoU", "PSNR", "SSIM", "garments' colours"), lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -209,22 +220,25 @@ def main(argv: list[str] | None = None) -> None:
     if min(args.seeds, args.steps, args.at_once) < 1 or not 1 <= args.pairs <= PAIRS:
         raise UserError(f"--seeds, --steps and --at-once must be at least 1 and --pairs within 1 .. {PAIRS}")
     signal.signal(signal.SIGTERM, stop)
+    device = pick_device(args.device)
     asked = {"steps": args.steps, "pairs": args.pairs, "sample steps": args.sample_steps, "data": args.data,
              "init": str(args.init), "training": f"{TRAINING} {args.train}".strip()}  # fmt: skip
     path = args.out.with_name(f"{args.out.name}.json")
     before = read_json(path) if path.is_file() else {}
     found: dict[str, Any] = before if before.get("asked") == asked else {"asked": asked, "bounds": {}, "runs": {}}
-    pairs: list[Pair] = []
 
-    todo = queue(args)
     folder = args.runs.resolve() / f"{args.steps}_steps"
-    runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in todo}
+    runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in queue(args)}
+    for run, (row, _) in runs.items():
+        if row == FROZEN:
+            write_json(frozen_config(run), to_dict(replace(TINY, unet_trainable="cross_kv")))
     trainings = {run: arguments(args, row, seed, run) for run, (row, seed) in runs.items()}
     done = [run for run in runs if (run / "model").is_dir()]
     for run in done:
         if differs := trained_otherwise(run, trainings[run]):
             raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
     left = {run: argv for run, argv in trainings.items() if run not in done}
+    pairs: list[Pair] = []
     with contextlib.closing(train(left, args.at_once, args.steps)) as trained:
         for run in itertools.chain(done, trained):
             name, (row, seed) = run.name, runs[run]
@@ -232,21 +246,14 @@ def main(argv: list[str] | None = None) -> None:
             if found["runs"].get(name, {}).get("weights") == weights:
                 continue
             pairs = pairs or measure_pairs(args.pairs, TINY)
-            model, vae = load(run / "model", pick_device(args.device))
-            if not found["bounds"]:
-                reconstructed = pixels(reconstruct(vae, images_of(pair.target for pair in pairs)))
-                found["bounds"] = {
-                    "the source, copied": measure(baselines(pairs)["copy"], pairs),
-                    "the VAE's reconstruction": measure(reconstructed, pairs),
-                }
-            results = pixels(paint(model, vae, pairs, steps=args.sample_steps))
-            found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measure(results, pairs),
-                                   "made": machine()}  # fmt: skip
+            model, vae = load(run / "model", device)
+            found["bounds"] = found["bounds"] or measure_bounds(vae, pairs)
+            measures = measure(pixels(paint(model, vae, pairs, steps=args.sample_steps)), pairs)
+            made = machine()
+            found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measures, "made": made}
             write_json(path, found)
-            where = machine_line(found["runs"][name]["made"])
-            text = f"{table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {where}\n"
-            with atomic(path.with_suffix(".md")) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            text = f"{summary_table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {machine_line(made)}\n"
+            write_text(path.with_suffix(".md"), text)
             tqdm.write(text)
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import machine
 from people import photographs, recut
+from report import machine, table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,9 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         found[f"{who}, {meaning}"] = errors(torch.cat(images), references, truths, masks > 0)
     asked = {"model": str(options.model or "bundled"), "people": options.people, "steps": options.steps}
     write_json(options.out, {"asked": asked, "errors": found, "meanings": MEANINGS, "made": machine()})
-    print("| latents | outside | inside |\n|---|---|---|")
-    for name, row in found.items():
-        print(f"| {name} | {row['outside']:.4f} | {row['inside']:.4f} |")
+    rows = [[name, f"{row['outside']:.4f}", f"{row['inside']:.4f}"] for name, row in found.items()]
+    print(table(["latents", "outside", "inside"], rows))
 
 
 if __name__ == "__main__":

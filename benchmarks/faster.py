@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import machine, machine_line
 from people import PAIRS, measure_pairs, paint, pixels, scores
+from report import machine, machine_line, table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfld import SD15, CFLDConfig, Scheduler, UNet, load
-from cfld.files import HelpFormatter, UserError, atomic, command, pick_device, read_json, sha256, write_json
+from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
 from cfld.model import bundled
 from cfld.sample import FAST
 from cfld.scheduler import SAMPLERS
@@ -112,13 +112,11 @@ def official_work(config: CFLDConfig) -> float:
     return 50 * counter.get_total_flops()
 
 
-def report(found: dict[str, Any], where: str) -> str:
-    """docs/faster.md's table."""
-    lines = [f"| | work saved, times | {' | '.join(NUMBERS)} |", "|---|---|" + "---|" * len(NUMBERS)]
-    for name, row in found.items():
-        cells = (f"{row[key]:.{places}f}" for key, places in NUMBERS.items())
-        lines.append(f"| {name} | {row['saved']:.2f} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", where, ""])
+def scores_table(found: dict[str, Any]) -> str:
+    """What docs/faster.md shows."""
+    columns = {"saved": 2} | NUMBERS
+    rows = [[name, *(f"{row[key]:.{places}f}" for key, places in columns.items())] for name, row in found.items()]
+    return table(["", "work saved, times", *NUMBERS], rows)
 
 
 @command
@@ -149,9 +147,8 @@ def main(argv: list[str] | None = None) -> None:
             found["made"] = machine()
             write_json(path, found)
     fast = next(name for name, how in SETTINGS.items() if how == FAST)
-    text = f"{report(found['scores'], machine_line(found['made']))}\n`--fast` is {fast}.\n"
-    with atomic(path.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = f"{scores_table(found['scores'])}\n\n{machine_line(found['made'])}\n\n`--fast` is {fast}.\n"
+    write_text(path.with_suffix(".md"), text)
     print(text)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import scipy
 import scipy.linalg
 import torch
+from report import table
 from torch import Tensor
 
 from cfld.metrics import FeatureStatistics, fid
@@ -72,10 +73,11 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, scipy {scipy.__version__}; "
         f"medians of {args.repeats}\n"
     )
-    print("| | FID | seconds from features | seconds of the distance |\n|---|---|---|---|")
-    for name in ("ours", "scipy"):
-        times = f"{statistics.median(whole[name]):.2f} | {statistics.median(alone[name]):.2f}"
-        print(f"| {name} | {values[name]:.6f} | {times} |")
+    rows = [
+        [name, f"{values[name]:.6f}", f"{statistics.median(whole[name]):.2f}", f"{statistics.median(alone[name]):.2f}"]
+        for name in ("ours", "scipy")
+    ]
+    print(table(["", "FID", "seconds from features", "seconds of the distance"], rows))
     whole_ratio, alone_ratio = (statistics.median(t["scipy"]) / statistics.median(t["ours"]) for t in (whole, alone))
     difference = abs(values["ours"] - values["scipy"]) / values["scipy"]
     print(f"\n{alone_ratio:.1f} times as fast ({whole_ratio:.1f} from features), relative difference {difference:.1e}")

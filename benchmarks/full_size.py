@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine_line
+from report import machine_line, table
 
 from cfld import VAE, Swin, UNet
 from cfld.convert import in_layout, layout_of
 from cfld.data import prepare
-from cfld.files import write_tensors
+from cfld.files import write_tensors, write_text
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "full_size"
@@ -75,13 +75,15 @@ def main() -> None:
         "",
         machine_line(),
         "",
-        "| what | seconds | peak GiB |",
-        "|---|---|---|",
-        *(f"| {name} | {seconds:.0f} | {gib:.2f} |" for name, (seconds, gib) in rows.items()),
+        table(
+            ["what", "seconds", "peak GiB"],
+            [[name, f"{seconds:.0f}", f"{gib:.2f}"] for name, (seconds, gib) in rows.items()],
+        ),
         "",
     ]
-    (ROOT / "docs" / "full_size.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    page = "\n".join(lines)
+    write_text(ROOT / "docs" / "full_size.md", page)
+    print(page)
 
 
 if __name__ == "__main__":

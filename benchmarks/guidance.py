@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from machine import machine
-from people import PAIRS, measure_pairs, paint, pixels, scores, table
+from people import PAIRS, measure_pairs, paint, pixels, scores, scores_table
 from PIL import Image, ImageDraw
+from report import machine
 
 from cfld import load
 from cfld.files import (
@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
             pictures = pixels(paint(model, vae, pairs, precision=options.precision, **how))
             found["scores"][name], found["made"] = scores(pictures, pairs), machine()
             write_json(path, found)
-    print(table({name: {key: row[key] for key in ("error", *SHOWN, "PSNR")} for name, row in found["scores"].items()}))
+    columns = ("error", *SHOWN, "PSNR")
+    print(scores_table({name: {key: row[key] for key in columns} for name, row in found["scores"].items()}))
     save_image(options.out.with_name(f"{options.out.name}.png"), draw(found["scores"]))
 
 

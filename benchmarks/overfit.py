@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
-from machine import machine
 from PIL import Image
+from report import machine
 
 from cfld import Scheduler, load
 from cfld.data import FashionPairs, collate, to_range

@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, machine_line
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from report import machine, machine_line, table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,13 +43,13 @@ from cfld.files import (
     PRECISIONS,
     HelpFormatter,
     UserError,
-    atomic,
     command,
     pick_device,
     read_json,
     save_image,
     sha256,
     write_json,
+    write_text,
 )
 from cfld.people import PARTS, Identity, Pose, Rendered, Textile
 from cfld.people.textiles import weave
@@ -489,19 +489,14 @@ def sheets(
 # -------------------------------------------------------------------------------------------------------------- command
 
 
-def table(rows: Numbers) -> str:
+def scores_table(rows: Numbers) -> str:
     """Markdown: a line for each row, a column for each number that one of them has."""
     titles = list(dict.fromkeys(title for row in rows.values() for title in row))
-    cells = [
-        [f"{x:.4f}" if isinstance(x, float) else str(x) for x in (row.get(title, "") for title in titles)]
-        for row in rows.values()
-    ]
-    lines = [
-        ["", *map(str, titles)],
-        ["---"] * (1 + len(titles)),
-        *([name, *row] for name, row in zip(rows, cells, strict=True)),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = []
+    for name, row in rows.items():
+        cells = (row.get(title, "") for title in titles)
+        lines.append([name, *(f"{x:.4f}" if isinstance(x, float) else str(x) for x in cells)])
+    return table(["", *map(str, titles)], lines)
 
 
 def section(name: str, numbers: Numbers, made: dict[str, Any]) -> str:
@@ -512,7 +507,7 @@ def section(name: str, numbers: Numbers, made: dict[str, Any]) -> str:
         rows = {
             key: dict(zip(numbers["timesteps"], numbers[key], strict=True)) for key in numbers if key != "timesteps"
         }
-    parts = [f"## {name}", "; ".join(single), table(rows) if rows else "", machine_line(made)]
+    parts = [f"## {name}", "; ".join(single), scores_table(rows) if rows else "", machine_line(made)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -568,8 +563,7 @@ def main(argv: list[str] | None = None) -> None:
     def report(name: str, numbers: Numbers) -> None:
         found["measures"][name], found["made"][name] = numbers, machine()
         write_json(path, found)
-        with atomic(args.out.with_name(f"{args.out.name}_measures.md")) as temporary:
-            temporary.write_text(page(found), encoding="utf-8")
+        write_text(args.out.with_name(f"{args.out.name}_measures.md"), page(found))
         print("\n" + section(name, numbers, found["made"][name]))
 
     pairs = measure_pairs(args.pairs, config)

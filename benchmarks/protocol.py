@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from machine import machine_line
 from PIL import Image
+from report import machine_line, table
 from tqdm import tqdm
 
 from cfld import people
@@ -105,16 +105,17 @@ def main() -> None:
         methods["copy of the source"].append(source)
         methods["mean colours"].append(mean_colours(source, *labels))
     truth = pillow(Image.Resampling.BICUBIC)
-    print(machine_line() + "\n\n| | PSNR | SSIM (51) | SSIM-256 | SSIM std |\n|---|---|---|---|---|")
+    lines = []
     for name, pictures in methods.items():
-        print(f"| **{name}** | | | | |")
+        lines.append([f"**{name}**", "", "", "", ""])
         rows = {"the protocol": (rounded, truth)}
         rows |= {change: (rounded, resize) for change, resize in TRUTHS.items()}
         rows |= {change: (store, truth) for change, store in PICTURES.items()}
         for change, (store, resize) in rows.items():
             numbers = measure([store(x) for x in pictures], [resize(photo) for photo in photos])
-            similarities = " | ".join(f"{numbers[protocol]:.4f}" for protocol in SSIM_PROTOCOLS)
-            print(f"| {change} | {numbers['PSNR']:.3f} | {similarities} |")
+            similarities = [f"{numbers[protocol]:.4f}" for protocol in SSIM_PROTOCOLS]
+            lines.append([change, f"{numbers['PSNR']:.3f}", *similarities])
+    print(f"{machine_line()}\n\n{table(['', 'PSNR', 'SSIM (51)', 'SSIM-256', 'SSIM std'], lines)}")
 
     overlap, held, true = region_fit(range(FIRST_SEED, FIRST_SEED + args.photographed))
     print(f"\nregion and mask overlap by {overlap:.3f}; {held:.0%} of the person is in it, {true:.0%} of it is person")

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, machine_line
 from official import Official
 from PIL import Image, ImageDraw
+from report import machine, machine_line, table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,13 +35,13 @@ from cfld.data import to_range, to_square
 from cfld.files import (
     PRECISIONS,
     HelpFormatter,
-    atomic,
     command,
     keep_freed_memory,
     pick_device,
     read_json,
     save_image,
     write_json,
+    write_text,
 )
 from cfld.plot import Points, draw_axes
 from cfld.pose import pose_maps
@@ -299,6 +299,21 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
     """docs/speed_SIZE.md."""
     peak, config = found["peaks"], SIZES[size]
     dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+    parts = []
+    for name, row in found["components"].items():
+        took, work = statistics.median(row["seconds"]), row["product"] + row["convolution"]
+        least = sum(row[kind] / peak[f"{kind}, {dtype}"] for kind in ("product", "convolution"))
+        share = [f"{work / took / 1e12:.2f}", f"{least / took:.0%}"] if work else ["-", "-"]
+        parts.append([name, spread(row["seconds"]), f"{work / 1e9:.1f}", *share])
+    unets = []
+    for rows, row in found["unet"].items():
+        ratio = statistics.median(row["ours"]) / statistics.median(row["diffusers"])
+        sides = [spread(row[side]) for side in ("ours", "diffusers")]
+        unets.append([rows, *sides, f"{ratio:.3f}", f"{row['difference']:.1e}"])
+    official = statistics.median(next(iter(found["sampling"].values())))
+    pictures = [
+        [name, spread(times), f"{official / statistics.median(times):.2f}"] for name, times in found["sampling"].items()
+    ]
     lines = [
         f"# Speed: {size}, {config.image_size}x{config.image_size}, {precision}",
         "",
@@ -307,36 +322,21 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
         "",
         where,
         "",
-        "| peak | TFLOP/s |",
-        "|---|---|",
-        *(f"| {name} | {value / 1e12:.2f} |" for name, value in peak.items()),
+        table(["peak", "TFLOP/s"], [[name, f"{value / 1e12:.2f}"] for name, value in peak.items()]),
         "",
-        "| part, for one picture | seconds | GFLOP | TFLOP/s | of the peaks, by its products and convolutions |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in found["components"].items():
-        took, work = statistics.median(row["seconds"]), row["product"] + row["convolution"]
-        least = sum(row[kind] / peak[f"{kind}, {dtype}"] for kind in ("product", "convolution"))
-        share = f"{work / took / 1e12:.2f} | {least / took:.0%}" if work else "- | -"
-        lines.append(f"| {name} | {spread(row['seconds'])} | {work / 1e9:.1f} | {share} |")
-    lines += ["", "| UNet, rows | ours | diffusers | of its time | relative difference |", "|---|---|---|---|---|"]
-    for rows, row in found["unet"].items():
-        ratio = statistics.median(row["ours"]) / statistics.median(row["diffusers"])
-        lines.append(
-            f"| {rows} | {spread(row['ours'])} | {spread(row['diffusers'])} | {ratio:.3f} | {row['difference']:.1e} |"
-        )
-    official = statistics.median(next(iter(found["sampling"].values())))
-    lines += ["", "| one picture, decoding included | seconds | times as fast |", "|---|---|---|"]
-    for name, times in found["sampling"].items():
-        lines.append(f"| {name} | {spread(times)} | {official / statistics.median(times):.2f} |")
-    lines += [
+        table(["part, for one picture", "seconds", "GFLOP", "TFLOP/s",
+               "of the peaks, by its products and convolutions"], parts),
+        "",
+        table(["UNet, rows", "ours", "diffusers", "of its time", "relative difference"], unets),
+        "",
+        table(["one picture, decoding included", "seconds", "times as fast"], pictures),
         "",
         f"After three steps in fp32 from the same noise the picture differs from the official loop's by "
         f"{found['equal']['distance']:.1e} (relative L2).",
         "",
         f"![Seconds of two steps by pictures at once, and by the side of the image](speed_{size}.png)",
         "",
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -392,8 +392,7 @@ def main(argv: list[str] | None = None) -> None:
             found[name] = json.loads(done.stdout.splitlines()[-1])
             write_json(path, found)
     text = report(options.size, found, found["where"], options.precision)
-    with atomic(path.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path.with_suffix(".md"), text)
     save_image(path.with_suffix(".png"), draw_growth(found["growth"]))
     print(text)
 

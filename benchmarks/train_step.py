@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine_line
 from official import Official
 from PIL import Image
+from report import machine_line, table
 from torch import nn
 
 from cfld import CFLD, VAE
 from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
-from cfld.files import keep_freed_memory, write_json
+from cfld.files import keep_freed_memory, write_json, write_text
 from cfld.model import save
 from cfld.objective import draw_step
 from cfld.pose import pose_maps
@@ -216,7 +216,7 @@ def main() -> None:
             write_json(RUN / "measured.json", found)
             print(f"{name}: {json.dumps(found[name][-1])}", flush=True)
     page = report(found, found.pop(HOST)[0])
-    (ROOT / "docs" / "train_step.md").write_text(page)
+    write_text(ROOT / "docs" / "train_step.md", page)
     print(page)
 
 
@@ -225,6 +225,19 @@ def report(found: dict[str, list[dict]], host: dict[str, float]) -> str:
     seconds = {name: [s for run in runs for s in run["seconds"][1:]] for name, runs in found.items()}
     median = {name: statistics.median(times) for name, times in seconds.items()}
     gib = {name: max(run["gib"] for run in runs) for name, runs in found.items()}
+    steps = [
+        [
+            name,
+            f"{median[name]:.2f} ({min(times):.2f} .. {max(times):.2f})",
+            f"{median[OFFICIAL] / median[name]:.2f}",
+            f"{gib[name]:.2f}",
+            f"{gib[name] / gib[OFFICIAL]:.2f}",
+            f"{found[name][0]['losses'][0]:.5f}",
+        ]
+        for name, times in seconds.items()
+    ]
+    step = 28 * median["cached latents"]
+    host = host | {"a step of 28 pairs, 28 times the measured step of one": step}
     lines = [
         "# One training step at full size",
         "",
@@ -235,24 +248,17 @@ def report(found: dict[str, list[dict]], host: dict[str, float]) -> str:
         "",
         machine_line(),
         "",
-        "| what | seconds (least .. most) | times as fast | peak GiB | of its memory | loss of the first step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, times in seconds.items():
-        cells = [
-            name,
-            f"{median[name]:.2f} ({min(times):.2f} .. {max(times):.2f})",
-            f"{median[OFFICIAL] / median[name]:.2f}",
-            f"{gib[name]:.2f}",
-            f"{gib[name] / gib[OFFICIAL]:.2f}",
-            f"{found[name][0]['losses'][0]:.5f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    step = 28 * median["cached latents"]
-    host = host | {"a step of 28 pairs, 28 times the measured step of one": step}
-    lines += ["", "## What the host does for a step", "", "Photos of 750x1101, as DeepFashion's; one process.", ""]
-    lines += ["| what | seconds | of the step |", "|---|---|---|"]
-    lines += [*(f"| {name} | {seconds:.3f} | {seconds / step:.2%} |" for name, seconds in host.items()), ""]
+        table(["what", "seconds (least .. most)", "times as fast", "peak GiB", "of its memory",
+               "loss of the first step"], steps),
+        "",
+        "## What the host does for a step",
+        "",
+        "Photos of 750x1101, as DeepFashion's; one process.",
+        "",
+        table(["what", "seconds", "of the step"],
+              [[name, f"{took:.3f}", f"{took / step:.2%}"] for name, took in host.items()]),
+        "",
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields
 from itertools import permutations
 from pathlib import Path
@@ -38,7 +38,6 @@ from cfld.config import read_config
 from cfld.files import (
     PRECISIONS,
     UserError,
-    atomic,
     command,
     command_parser,
     leftovers,
@@ -51,6 +50,7 @@ from cfld.files import (
     save_image,
     sha256,
     write_json,
+    write_lines,
     write_tensors,
 )
 from cfld.model import load_vae_alone
@@ -137,12 +137,6 @@ def prepare(root: Path) -> dict[str, int]:
 
 
 # Photos of one's own. ------------------------------------------------------------------------------------------------
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file of these lines, atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:

@@ -34,7 +34,6 @@ from cfld.data import read_pairs, table_path
 from cfld.files import (
     HelpFormatter,
     UserError,
-    atomic,
     command,
     command_parser,
     parse_size,
@@ -43,6 +42,7 @@ from cfld.files import (
     refuse_overwrite,
     save_image,
     write_json,
+    write_text,
 )
 from cfld.plot import GRID, INK, ticks
 from cfld.protocol import NAME_HINT, find_pictures
@@ -299,8 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.command == "build":
         methods = parse_methods(options.methods)
         page, key = build(options.data, methods, options.judged, options.compared, options.size, options.seed)
-        with atomic(options.out) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_text(options.out, page)
         write_json(beside, key)
         print(f"wrote {options.out} for the volunteers ({len(page) / 1e6:.1f} MB), and {beside} for you alone")
         return

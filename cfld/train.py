@@ -69,7 +69,6 @@ from cfld.files import (
     PRECISIONS,
     UserError,
     alone_in,
-    atomic,
     command,
     command_parser,
     keep_freed_memory,
@@ -83,6 +82,7 @@ from cfld.files import (
     save_image,
     write_json,
     write_tensors,
+    write_text,
     writing,
 )
 from cfld.hga import HGABlock
@@ -642,8 +642,7 @@ class Run:
         log_path = self.out / "log.jsonl"
         if log_path.is_file():  # forget what is done again, and a line that a kill cut short
             kept = [line for line in log_path.read_text().splitlines(True) if self.is_done(line)]
-            with atomic(log_path) as temporary:
-                temporary.write_text("".join(kept))
+            write_text(log_path, "".join(kept))
         with contextlib.suppress(ImportError):  # TensorBoard, if it happens to be installed
             from torch.utils.tensorboard import SummaryWriter
 

@@ -563,6 +563,7 @@ def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_sta
     for name, start, more in (
         ("begun", vae_folder, ["--stage", "source", "--lr", "0"]),
         ("source", vae_folder, ["--stage", "source"]),
+        ("base_begun", tmp_path / "source" / "model", ["--stage", "base", "--lr", "0"]),
         ("base", tmp_path / "source" / "model", ["--stage", "base"]),
     ):
         argv = ["--config", configs["all"], "--init", start, "--out", tmp_path / name]
@@ -572,7 +573,8 @@ def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_sta
     assert main([str(a) for a in frozen + common]) == 0
     begun, encoder = (load_file(tmp_path / x / "model" / "source_encoder.safetensors") for x in ("begun", "source"))
     assert not torch.equal(begun["patch_embed.weight"], encoder["patch_embed.weight"])
-    before, after = weights(tmp_path / "base"), weights(tmp_path / "frozen")
+    begun, before, after = (weights(tmp_path / name) for name in ("base_begun", "base", "frozen"))
+    assert {name.split(".")[0] for name in before if not torch.equal(begun[name], before[name])} == {"unet"}
     assert all(torch.equal(before[f"source_encoder.{name}"], tensor) for name, tensor in encoder.items())
     assert not torch.equal(before["source_encoder.patch_embed.weight"], after["source_encoder.patch_embed.weight"])
     assert torch.equal(before["unet.conv_in.weight"], after["unet.conv_in.weight"])

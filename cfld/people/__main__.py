@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.files import HelpFormatter, UserError, atomic, command, read_json, remove_leftovers, write_json
+from cfld.files import HelpFormatter, UserError, atomic, command, read_json, remove_leftovers, write_json, write_lines
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
 
@@ -119,8 +119,7 @@ def finished_records(folder: Path) -> dict[int, Record]:
     lines = path.read_text(encoding="utf-8").split("\n")
     whole = lines[:-1]  # what follows the last line end is either nothing or cut
     if lines[-1]:
-        with atomic(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        write_lines(path, whole)
     records = [json.loads(line) for line in whole]
     return {record["seed"]: record for record in records}
 
@@ -162,11 +161,6 @@ def write_lists(folder: Path, plan: Plan, records: list[Record]) -> None:
         write_lines(folder / f"fasion-resize-pairs-{split}.csv", ["from,to", *(f"{a},{b}" for a, b in pairs)])
         rows = [f"{photo['name']}: {photo['y']}: {photo['x']}" for photo in photos]
         write_lines(folder / f"fasion-resize-annotation-{split}.csv", ["name:keypoints_y:keypoints_x", *rows])
-
-
-def write_lines(path: Path, lines: list[str]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_sheet(folder: Path, plan: Plan, records: list[Record]) -> None:

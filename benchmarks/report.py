@@ -1,9 +1,10 @@
-"""Where and when a number was measured: what every table of a benchmark names."""
+"""What the pages of the benchmarks share: where and when a number was measured, and tables."""
 
 import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,3 +34,8 @@ def machine_line(made: dict[str, str | int | None] | None = None) -> str:
     m = made or machine()
     where = m["gpu"] or f"{m['cores']} cores of {m['cpu']}"
     return f"{where}, torch {m['torch']}, commit {m['commit']}, {m['date']}."
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
