@@ -8,8 +8,9 @@ python -m cfld.train, whose words go to ROW_seedN.log; the first seed of every r
 pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After each
 training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and .md
 (mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public encoder,
-B4 since all of TINY's UNet trains. With --base there is one more row: the whole method around that UNet, of which only
-to_k and to_v train, as in the paper. SIGTERM and Ctrl-C let the trainings that run save first.
+and B4 is B3 where all of the UNet trains. With --base there are three more rows, with the first seed: the whole method,
+B3 and B4 around that UNet, of which no more trains than in the paper. SIGTERM and Ctrl-C let the trainings that run
+save first.
 """
 
 import argparse
@@ -47,14 +48,16 @@ from people import (
 from report import machine, machine_line, table
 from tqdm import tqdm
 
-from cfld import TINY, VAE, load
-from cfld.config import to_dict
+from cfld import CFLD, TINY, VAE, load
+from cfld.config import ablation
 from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
+from cfld.model import assign, save
 from cfld.train import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
-FROZEN = "frozen"  # the whole method around a frozen base
-ROWS, ONCE = ("whole", "B3", "B5", "B1", FROZEN), ("B1", FROZEN)  # what is trained, and what with the first seed alone
+FROZEN = {"whole_frozen": "whole", "B3_frozen": "B3", "B4_frozen": "B4"}  # rows of Table 3 around a frozen base
+ROWS = ("whole", "B3", "B5", "B1", *FROZEN)  # what is trained
+ONCE = ("B1", *FROZEN)  # of that, with the first seed alone
 TRAINING = (
     "--preset tiny --batch 16 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.999 "
     "--save-every 250 --sample-every 0"
@@ -69,24 +72,34 @@ MEASURES = {"error": 4, "IoU": 3, "PSNR": 2, "SSIM": 4, "garments": 4}  # and th
 
 def queue(args: argparse.Namespace) -> list[tuple[str, int]]:
     """What is trained, in order: (row, seed)."""
-    rows = [row for row in ROWS if row != FROZEN or args.base]
+    rows = [row for row in ROWS if row not in FROZEN or args.base]
     return [(row, seed) for seed in range(args.seeds) for row in rows if seed == 0 or row not in ONCE]
 
 
 def arguments(args: argparse.Namespace, row: str, seed: int, out: Path) -> list[str]:
-    """The arguments of cfld.train for one training. The frozen row's configuration must be in frozen_config(out)."""
+    """The arguments of cfld.train for one training."""
     given = {"data": args.data, "cache": args.cache, "init": args.init, "steps": args.steps, "seed": seed, "out": out}
-    if row == FROZEN:
-        given |= {"init": args.base, "config": frozen_config(out)}
+    if row in FROZEN:
+        given |= {"init": beginning(out), "config": beginning(out) / "config.json"}
     elif row != "whole":
         given |= {"ablation": row}
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return [*shlex.split(TRAINING), *options, *shlex.split(args.train)]
 
 
-def frozen_config(out: Path) -> Path:
-    """Where the configuration of a run of the frozen row is: beside it."""
-    return out.with_suffix(".config.json")
+def beginning(run: Path) -> Path:
+    """The model folder with which a row around a frozen base begins: beside its run."""
+    return run.with_name(f"{run.name}_begin")
+
+
+def begin(base: str, row: str, folder: Path) -> None:
+    """Write the base as a row of Table 3, without the parts that the row has not."""
+    model, vae = load(base)
+    config = replace(model.config, unet_trainable="cross_kv")
+    begun = CFLD(config if row == "whole" else ablation(config, row))
+    weights = model.state_dict()
+    assign(begun, {name: weights[name] for name in begun.state_dict()}, base)
+    save(folder, begun, vae, replace=True)
 
 
 def steps_done(run: Path, steps: int) -> int:
@@ -193,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--init", required=True, metavar="DIR", help="the model/ folder that --stage source made (or vae)"
     )
-    options.add_argument("--base", metavar="DIR", help="the model/ folder that --stage base made, for one more row")
+    options.add_argument("--base", metavar="DIR", help="the model/ folder that --stage base made, for three more rows")
     options.add_argument("--cache", metavar="DIR", help="what cfld.data cache has made of --data with this VAE")
     options.add_argument("--steps", type=int, required=True, help="of each training")
     options.add_argument("--at-once", type=int, default=1, help="trainings at a time, such as one for each core")
@@ -229,15 +242,15 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = args.runs.resolve() / f"{args.steps}_steps"
     runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in queue(args)}
-    for run, (row, _) in runs.items():
-        if row == FROZEN:
-            write_json(frozen_config(run), to_dict(replace(TINY, unet_trainable="cross_kv")))
     trainings = {run: arguments(args, row, seed, run) for run, (row, seed) in runs.items()}
     done = [run for run in runs if (run / "model").is_dir()]
     for run in done:
         if differs := trained_otherwise(run, trainings[run]):
             raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
     left = {run: argv for run, argv in trainings.items() if run not in done}
+    for run in left:
+        if (row := runs[run][0]) in FROZEN:
+            begin(args.base, FROZEN[row], beginning(run))
     pairs: list[Pair] = []
     with contextlib.closing(train(left, args.at_once, args.steps)) as trained:
         for run in itertools.chain(done, trained):
