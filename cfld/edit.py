@@ -376,6 +376,6 @@ def run(argv: list[str]) -> None:
     attention.add_argument("--out", required=True, metavar="FILE", help="the sheet to write")
 
     for made in (edit, interpolate, sequence, attention):
-        add_options(made)
+        add_options(made, sized=made is not attention)
     options = parser.parse_args(argv)
     options.act(options)

@@ -7,6 +7,7 @@ attention's query bias B. The sum Q + B stands in cfld.unet.Attention. Convoluti
 branch, so a fresh H_A gives biases of exactly 0 and textures come in only slowly: coarse to fine.
 
 Letters in shapes: B images, C channels of f_l, h x w its positions, N = h * w tokens, D width inside a branch.
+Table 1's K is HGAConfig.depth.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from cfld.unet import Attention, FeedForward
 @dataclass(frozen=True)
 class HGAConfig:
     source_widths: tuple[int, ...] = (128, 256, 512)  # of f_1, f_2, f_3
-    output_widths: tuple[int, ...] = (1280, 640, 320)  # of the UNet's up levels, in the order it meets them
+    output_widths: tuple[int, ...] = (1280, 640, 320)  # of the UNet's up levels in its order, which begins with f_3's
     branches: int = 3  # cross-attentions a level
     depth: int = 4
     head_width: int = 32

@@ -101,11 +101,13 @@ class CFLD(nn.Module):
         )
 
     def drop(self, conditions: Conditions, dropped: Tensor, recipe: str) -> Conditions:
-        """Drop the conditions of some rows, to train the rows of Eq. 7 that lack them (Sec. 3.3 and 4.1).
+        """Drop the conditions of some rows, for the sake of Eq. 7 (Sec. 3.3 and 4.1).
 
         dropped (B,) bool
-        recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features); "released",
-            as the released checkpoints were trained, the prompt alone
+        recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features), which
+            trains Eq. 7's row without either; "released", as the released checkpoints were trained, the prompt alone,
+            which is none of its rows. The row of the pose without a source is trained by neither: it has no weight
+            where w_pose = w_app.
         """
         if recipe not in ("paper", "released"):
             raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")

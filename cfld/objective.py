@@ -9,7 +9,6 @@ Letters in shapes: B pairs, which make 2B rows: every source from itself, then e
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,6 @@ from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
 FEATURE_SIZE = 1e-3  # of the source stage: weight of the mean square of features, beside the attributes' error
-Weights = Callable[[Tensor], Tensor]  # abar_t -> what a row counts
 
 
 @dataclass(frozen=True)
@@ -80,16 +78,23 @@ def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
 def timestep_weights(alpha_bars: Tensor, prediction_type: str = "epsilon", min_snr: float = 0.0) -> Tensor:
     """What a row's squared error of the noise counts: abar_t of any shape -> the same.
 
-    That error is SNR = abar / (1 - abar) times the error of x_0. It counts as it is in the paper; where the UNet
-    predicts the velocity, the velocity's error counts, which is SNR + 1 times that of x_0; with min_snr, x_0's error
-    counts at most that many times (Hang et al., 2023, Sec. 3.4).
+    That error is SNR = abar / (1 - abar) times the error of z_0. It counts as it is in the paper; where the UNet
+    predicts the velocity, the velocity's error counts, which is SNR + 1 times that of z_0; with min_snr, z_0's error
+    counts at most that many times (after Hang et al., 2023, Sec. 3.4, who do so for the noise).
     """
     snr = alpha_bars / (1 - alpha_bars)
     return (snr + (prediction_type == "v_prediction")).clamp(max=min_snr or torch.inf) / snr
 
 
-def weighted_error(noise_pred: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
-    """The mean squared error over rows (2B, C, h, w) that count weights (2B, 1, 1, 1)."""
+def denoising_error(
+    model: CFLD, scheduler: Scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor, conditions: Conditions,
+    min_snr: float,
+) -> Tensor:  # fmt: skip
+    """The mean squared error of the noise that the model finds in latents z_0 (2B, 4, h, w), weighed (Eq. 2)."""
+    noisy_latents = scheduler.add_noise(latents, noise, timesteps)  # Eq. 1
+    noise_pred = model(noisy_latents, timesteps, conditions)
+    predicted = model.config.scheduler.prediction_type
+    weights = timestep_weights(scheduler.alpha_bar(timesteps), predicted, min_snr)
     return (weights * (noise_pred.float() - noise).square()).mean()
 
 
@@ -105,20 +110,21 @@ def training_loss(
     batch: Batch,
     draws: Draws,
     recipe: str,
-    weights: Weights = timestep_weights,
+    min_snr: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,)."""
+    """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,).
+
+    recipe: of CFLD.drop
+    min_snr: of timestep_weights, which are 1 in the paper and are not where the model predicts the velocity (TINY)
+    """
     latents = encode(vae, batch.images, draws.vae_noise)
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
-    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)  # Eq. 1
 
     source_images = mirrored(to_range(batch.source_images), draws)
     poses = pose_maps(batch.keypoints, model.config.adapter.pose_size)
     conditions = model.condition(source_images, poses, draws.depth)
     conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
-
-    noise_pred = model(noisy_latents, timesteps, conditions)
-    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
+    return denoising_error(model, scheduler, latents, draws.noise, timesteps, conditions, min_snr), timesteps
 
 
 class AttributePrompt(nn.Module):
@@ -145,17 +151,15 @@ def base_loss(
     scheduler: Scheduler,
     batch: Batch,
     draws: Draws,
-    weights: Weights = timestep_weights,
+    min_snr: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 1 alone, over the 2B photos of a batch: the mean error and the timesteps (2B,)."""
+    """Eq. 2 with attributes as its condition, over the 2B photos of a batch: as training_loss."""
     assert batch.attributes is not None
     latents = encode(vae, batch.images, draws.vae_noise)
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
-    noisy_latents = scheduler.add_noise(latents, draws.noise, timesteps)
     prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
     conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
-    noise_pred = model(noisy_latents, timesteps, conditions)
-    return weighted_error(noise_pred, draws.noise, weights(scheduler.alpha_bar(timesteps))), timesteps
+    return denoising_error(model, scheduler, latents, draws.noise, timesteps, conditions, min_snr), timesteps
 
 
 class AttributeHead(nn.Module):

@@ -3,7 +3,7 @@
 Q learnt queries F_d^in look at the coarsest source feature f_4 through R blocks and become the coarse-grained prompt
 F_d^out: what a text encoder's tokens are to Stable Diffusion.
 
-Letters in shapes: B images, Q queries, D their width, C channels of f_4, M = h * w its positions.
+Letters in shapes: B images, Q queries, D their width (Table 1's C), C channels of f_4, M = h * w its positions.
 """
 
 from dataclasses import dataclass

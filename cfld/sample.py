@@ -73,7 +73,8 @@ def guidance(
             +            w_app eps(z_t, t, x_s, x_tp)
 
     conditions of B rows, null_prompt (1, Q, D) -> R weights, and conditions of R * B rows, one kind after the other.
-    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2.
+    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal ones it counts, and no training has
+    had it (CFLD.drop).
     """
     prompt, poses, biases = conditions.prompt, conditions.pose_features, conditions.query_biases
     unconditional = null_prompt.to(prompt.dtype).expand_as(prompt)
@@ -111,6 +112,7 @@ def sample(model: CFLD, vae: VAE, scheduler: Scheduler, source_images: Tensor, p
     """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
     source_images (S, 3, 256, 256) in [-1, 1]
+    scheduler: that of model.config
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
     how: what denoise takes
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
@@ -264,8 +266,8 @@ def default_size(image_size: int) -> tuple[int, int]:
     return (512, 352) if image_size >= 512 else FRAME
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that samples."""
+def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
+    """The options of every command that samples; sized if its pictures may have any size."""
     parser.add_argument(
         "--model",
         metavar="DIR",
@@ -280,12 +282,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile the UNet: minutes at first, worth it for many pictures"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture")
-    parser.add_argument(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="of the picture (default: 512x352, or 256x176 for models of smaller images)",
-    )
+    if sized:
+        parser.add_argument(
+            "--size",
+            type=parse_size,
+            metavar="HxW",
+            help="of the picture (default: 512x352, or 256x176 for models of smaller images)",
+        )
     add_pose_options(parser)
     parser.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     parser.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")

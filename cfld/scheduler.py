@@ -8,8 +8,9 @@
 Everything is a pure function of its arguments and the table of alpha bars; nothing is counted or kept between calls.
 All steps are called alike; those that look back are given the past: earlier timesteps, and the x_0 predicted at each.
 
-Letters: t a timestep in 0 .. T-1, x_0 clean latents, x_t noisy latents, eps noise, a_t = alpha_t, abar_t = a_1 ... a_t.
-In the solvers, as in their papers, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), lambda_t = log(alpha_t/sigma_t).
+Letters: t a timestep in 0 .. T-1 (the paper's minus 1), z_0 clean latents, z_t noisy latents, eps noise, a_t = alpha_t,
+abar_t = a_0 ... a_t. The samplers' papers call z_0 and z_t x_0 and x_t, and so do their steps here. In the solvers, as
+in their papers, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), lambda_t = log(alpha_t / sigma_t).
 """
 
 import math
@@ -68,7 +69,8 @@ class Scheduler:
         return ((1 - draws**3) * T).long().clamp(0, T - 1)
 
     def sampling_timesteps(self, steps: int, spacing: str = "leading") -> list[int]:
-        """The timesteps of sampling, noisiest first.
+        """The timesteps of sampling, noisiest first. As in diffusers, leading begins far from noise unless there are at
+        least 10 steps and they nearly divide T: 50 at 981, but 400 at 799.
 
         leading: offset 1, from below T - 1 down to 1 (50 steps: 981, 961, ..., 21, 1)
         linspace: from T - 1 down to above 0 (50 steps: 999, 979, ..., 40, 20)

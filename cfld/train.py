@@ -95,7 +95,6 @@ from cfld.objective import (
     draw_step,
     source_loss,
     standardise,
-    timestep_weights,
     training_loss,
     vae_loss,
     whiten,
@@ -141,7 +140,8 @@ class TrainConfig:
     lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
-    min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR (Hang et al., 2023), such as 5; 0: all alike")
+    min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR, such as 5 (Hang et al., 2023), or of a "
+                            "predicted velocity by min(SNR + 1, this) / (SNR + 1); 0: all alike")  # fmt: skip
     noise_offset: float = option(
         0.0, "also add this times one normal number a channel to the noise, such as 0.1; 0: none"
     )
@@ -238,15 +238,15 @@ class Objective(nn.Module):
             return vae_loss(self.vae, batch, draws, self.options.kl), torch.zeros(0)
         if isinstance(self.helper, AttributeHead):
             return source_loss(self.model.source_encoder, self.helper, batch, draws), torch.zeros(0)
-        predicted, min_snr = self.scheduler.config.prediction_type, self.options.min_snr
-        weights = partial(timestep_weights, prediction_type=predicted, min_snr=min_snr)
+        min_snr = self.options.min_snr
         if self.helper is not None:
-            return base_loss(self.model, self.helper, self.vae, self.scheduler, batch, draws, weights)
-        return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, weights)
+            return base_loss(self.model, self.helper, self.vae, self.scheduler, batch, draws, min_snr)
+        return training_loss(self.model, self.vae, self.scheduler, batch, draws, self.options.recipe, min_snr)
 
 
 def learning_rate(step: int, total: int, options: TrainConfig) -> float:
-    """Linear warm-up from a tenth, constant, and a tenth of it for the rest (Sec. 4.1)."""
+    """Linear warm-up, constant, and a tenth of it for the rest (Sec. 4.1). It begins at a tenth, as in the released
+    code; the paper does not say where."""
     if step < options.warmup_steps:
         return options.peak_lr * (0.1 + 0.9 * (step + 1) / options.warmup_steps)
     return options.peak_lr * (0.1 if step >= options.decay_at * total else 1.0)
@@ -426,6 +426,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     known = "a VAE and a source encoder" if source_encoder.is_file() else "a VAE"
     tqdm.write(f"{options.init} holds {known} alone: everything else starts from seed {options.seed}")
     model = CFLD(config)
+    torch.manual_seed(options.seed)  # again: what rows of Table 3 share begins alike, whatever the rest has drawn
     for part in (model.unet, model.pose_adapter):
         begin_at_identity(part)
     begin_small(model.source_encoder)

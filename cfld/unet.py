@@ -1,6 +1,7 @@
 """Stable Diffusion 1.5's UNet: H_N of the paper (Sec. 3.1 and 3.2, Fig. 2a, Eq. 1 to 4).
 
-It predicts the noise in z_t. CFLD enters it in three places:
+It predicts the noise in z_t (TINY's the velocity, of which CFLD.forward makes the noise). CFLD enters it in three
+places:
     the coarse-grained prompt F_d^out is the context of every cross-attention;
     pose feature s is added to the last map of down block s                         (Fig. 2a);
     query bias k is added to the queries of the k-th cross-attention of the up path (Eq. 4, Fig. 2c).
@@ -39,11 +40,6 @@ class UNetConfig:
                     f"unet.channels {self.channels} must each be a multiple of unet.groups {self.groups} "
                     f"and of unet.num_heads {self.num_heads}; {channels} is not"
                 )
-
-    @property
-    def bias_widths(self) -> tuple[int, ...]:
-        """Widths of the cross-attentions that take a query bias, in the order the UNet meets them."""
-        return tuple(c for c in reversed(self.channels[:-1]) for _ in range(self.depth + 1))
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -278,7 +274,7 @@ class UNet(nn.Module):
         query_biases: Sequence[Tensor] | None = None,
         up_prompts: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in noisy latents.
+        """Predict the noise in noisy latents, or what else scheduler.prediction_type says.
 
         latents (B, 4, h, w): z_t; h and w multiples of 8. Or S rows, B a multiple of S: row i then has latents i mod S,
             and all before the first cross-attention is computed once: so guidance wants it, whose rows share z_t

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cfld.unet import UNetConfig
+
 DATA = Path(__file__).parent / "data"
 
 # torchvision, which timm imports, wants its operators declared where its binary does not load (a CPU build of torch).
@@ -16,6 +18,11 @@ for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         _operators.define(_schema)
     except RuntimeError:
         break  # the binary did load
+
+
+def bias_widths(config: UNetConfig) -> list[int]:
+    """Widths of the cross-attentions that take a query bias, in the order the UNet meets them."""
+    return [channels for channels in reversed(config.channels[:-1]) for _ in range(config.depth + 1)]
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -115,17 +115,22 @@ def test_every_trained_parameter_gets_a_gradient_but_b1s_f4_and_the_choices_amon
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_what_two_rows_share_begins_with_the_same_weights() -> None:
-    models = []
+@pytest.mark.parametrize("in_training", [False, True])
+def test_what_two_rows_share_begins_with_the_same_weights(vae_alone: Path, in_training: bool) -> None:
+    models = {}
     for row in ROWS:
-        torch.manual_seed(0)
-        models.append(CFLD(row_of(SMALL, row)))
-    whole = models[0].state_dict()
-    for row, model in zip(ROWS, models, strict=True):
+        config = dataclasses.replace(row_of(SMALL, row), unet_trainable="all")
+        if not in_training:
+            torch.manual_seed(0)
+            models[row] = CFLD(config)
+        elif row != "B2":  # which does not begin without CLIP
+            models[row], _ = cfld.train.build(cfld.train.TrainConfig(init=str(vae_alone)), config)
+    whole = models["whole"].state_dict()
+    for row, model in models.items():
         state = model.state_dict()
         for part in ("unet.", "pose_adapter.", *(["source_encoder."] if row != "B2" else [])):
             assert all(torch.equal(x, whole[name]) for name, x in state.items() if name.startswith(part)), (row, part)
-    assert all(torch.equal(x, whole[name]) for name, x in models[ROWS.index("B3")].state_dict().items())
+    assert all(torch.equal(x, whole[name]) for name, x in models["B3"].state_dict().items())
 
 
 @pytest.mark.parametrize("config", [SD15, TINY, SMALL], ids=["sd15", "tiny", "small"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from references import BiasedAttention, diffusers_unet, noise, relative_error
+from references import BiasedAttention, bias_widths, diffusers_unet, noise, relative_error
 
 from cfld.convert import UNET_DIFFUSERS, in_layout, layout_of, rename
 from cfld.model import assign
@@ -20,7 +20,7 @@ def test_a_full_width_unet_equals_diffusers_at_64x64_latents() -> None:
     assert in_layout(ours, layout_of("UNet", "diffusers")).keys() == theirs.state_dict().keys()
     latents, prompt, timesteps = noise(2, 4, 64, 64), noise(2, 16, 768, seed=1), torch.tensor([981, 1])
     poses = [noise(2, c, 64 // 2**i, 64 // 2**i, seed=2 + i) for i, c in enumerate((320, 640, 1280))]
-    biases = [noise(2, (16 * 2 ** (i // 3)) ** 2, w, seed=5 + i) for i, w in enumerate(ours.config.bias_widths)]
+    biases = [noise(2, (16 * 2 ** (i // 3)) ** 2, w, seed=5 + i) for i, w in enumerate(bias_widths(ours.config))]
     plain = theirs(latents, timesteps, prompt).sample
     assert relative_error(ours(latents, timesteps, prompt), plain) <= 1e-5
     blocks = [a.transformer_blocks[0] for up in theirs.up_blocks[1:] for a in up.attentions]

@@ -8,6 +8,7 @@ from references import (
     OfficialHGA,
     OfficialPRD,
     assert_parity,
+    bias_widths,
     diffusers_unet,
     diffusers_vae,
     noise,
@@ -48,7 +49,7 @@ CONFIG = UNetConfig(channels=CHANNELS, context_width=CONTEXT, groups=8)
 LATENTS, PROMPT = noise(2, 4, 16, 16), noise(2, 7, CONTEXT, seed=1)
 TIMESTEPS = torch.tensor([3, 981])
 POSES = [noise(2, c, 16 // 2**i, 16 // 2**i, seed=2 + i) for i, c in enumerate(CHANNELS[:3])]
-BIASES = [noise(2, (4 * 2 ** (i // 3)) ** 2, width, seed=5 + i) for i, width in enumerate(CONFIG.bias_widths)]
+BIASES = [noise(2, (4 * 2 ** (i // 3)) ** 2, width, seed=5 + i) for i, width in enumerate(bias_widths(CONFIG))]
 
 
 @pytest.mark.parametrize("with_poses", [False, True], ids=["no pose", "pose"])
