@@ -1,7 +1,7 @@
 # make demo    what the bundled model paints of unseen people, and a short training from it
 # make test    lint, types and the fast tests
 # make test-slow, make overfit: the long ones
-# make tiny    the bundled model from seeds, in half a day; goes on where it was stopped
+# make tiny    the bundled model from seeds, in hours (docs/tiny.md); goes on where it was stopped
 # make gallery: the pictures of docs/gallery, with the bundled model
 
 PY = .venv/bin/python

@@ -515,9 +515,14 @@ def page(found: Numbers) -> str:
     """All measures in Markdown."""
     weights = found["asked"]["model.safetensors"][:12]
     head = (
-        "# Measures of a TINY\n\nWritten by `python benchmarks/people.py`, whose `--help` says what each is: "
+        "# Measures of a TINY\n\nWritten by `python benchmarks/people.py`, whose `--help` says what each section is: "
         f"model.safetensors of sha256 {weights}..., {found['asked']['pairs']} pairs, DDPM with "
-        f"{found['asked']['steps']} steps, {found['asked']['precision']}."
+        f"{found['asked']['steps']} steps, {found['asked']['precision']}.\n\n"
+        "error: mean absolute difference in [0, 1] on the true person; / copy: divided by that of copying the source. "
+        "IoU: overlap of the person found in the picture with the true mask; both found: with the person found in the "
+        "truth. skin .. shoes: error of a part's mean colour. The row mean colours: the true outline, filled with the "
+        "source's. nearest, most correlated: share of tops whose pattern is nearest to the true one among 20 cloths, "
+        "by distance and by correlation."
     )
     sections = [
         section(name, found["measures"][name], found["made"][name]) for name in MEASURES if name in found["measures"]

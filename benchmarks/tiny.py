@@ -1,6 +1,6 @@
 """Make weights/tiny, the bundled model, from nothing but seeds.
 
-    python benchmarks/tiny.py        hours on two cores (docs/tiny.md); run it again to go on where it was stopped
+    python benchmarks/tiny.py        five hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
 Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, trains
 all of TINY, and packs the averaged weights in half precision with the logs, the commit and the measures of
@@ -23,7 +23,7 @@ RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
 VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
 SOURCE = "--batch 32 --steps 10000 --lr 1e-3 --warmup 200 --decay-at 0.7 --ema 0.998"
-CFLD = "--batch 16 --steps 8000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
+CFLD = "--batch 16 --steps 14000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
 LOGS = "--save-every 250 --sample-every 500 --resume"
 PROCESSES = 2  # of one thread each, which train faster than one process of two threads
 
@@ -42,7 +42,7 @@ def train(*argv: str | Path) -> None:
 
 
 def commit() -> str:
-    """The commit that is checked out; written down when the run begins."""
+    """The commit that is checked out, written down when the run begins; or what else the file was made to say."""
     path = RUN / "commit.txt"
     if not path.is_file():
         said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -60,8 +60,8 @@ def pack() -> None:
         (OUT / f"{stage}_options.json").write_text(json.dumps(options, indent=2) + "\n")
     (OUT / "README.md").write_text(
         f"TINY, trained on embedded people (python -m cfld.people) by `make tiny`; MIT, as the project.\n\n"
-        f"Begun at commit {commit()}, packed on {date.today()}. The training's logs and options are beside this file;\n"
-        f"what it can do is measured in docs/tiny.md.\n"
+        f"Begun at commit {commit()}, packed on {date.today()}. The trainings' logs and options are beside this file;\n"
+        f"docs/tiny_measures.md says what it can do, docs/tiny.md how it was found.\n"
     )
 
 

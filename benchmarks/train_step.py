@@ -50,7 +50,7 @@ OURS: dict[str, dict[str, object]] = {
     "cached latents, 2 pairs at once": {"batch": 2},
     "cached latents, 2 pairs, --accumulate 2": {"batch": 2, "accumulate": 2},
 }
-OFFICIAL, KEEPING, HOST = "the official loop on diffusers", "the same, keeping freed memory as ours does", "host"
+OFFICIAL, KEEPING, HOST = "the official loop on diffusers", "the official loop, keeping freed memory as ours", "host"
 SIDES = (OFFICIAL, "cached latents", "cached latents, --checkpointing all")  # measured in turns; switches once
 
 
@@ -242,9 +242,10 @@ def report(found: dict[str, list[dict]], host: dict[str, float]) -> str:
         "# One training step at full size",
         "",
         "Made by `python benchmarks/train_step.py`. One pair (two rows) of 512x512, bf16 autocast, random weights, the",
-        f"same on both sides. {', '.join(SIDES)}: in turns, medians of",
-        f"{len(seconds[OFFICIAL])} steps in {len(found[OFFICIAL])} fresh processes each; the others in one. The first",
-        "step of a process does not count. Memory is the peak of resident pages since the weights were loaded.",
+        f"same on both sides. The first {len(SIDES)} rows took turns: medians of {len(seconds[OFFICIAL])} steps in",
+        f"{len(found[OFFICIAL])} fresh processes each; the others had one. The first step of a process does not",
+        "count. Memory is the peak of resident pages since the weights were loaded. All are compared with the official",
+        "step of one pair, those of two pairs as well.",
         "",
         machine_line(),
         "",

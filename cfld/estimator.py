@@ -1,6 +1,6 @@
 """Joints found in a photo by MediaPipe, which is asked for only when there is a photo to look at.
 
-    pip install 'cfld[pose]'        MediaPipe 0.10.21, whose wheel holds its networks: nothing is downloaded at run time
+    pip install -e '.[pose]'       MediaPipe 0.10.21, whose wheel holds its networks: nothing is downloaded at run time
 
 docs/poses.md says why this library, and how well it does.
 """

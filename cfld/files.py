@@ -88,7 +88,7 @@ def pick_device(name: str | None) -> torch.device:
 
 def keep_freed_memory() -> None:
     """Let glibc keep for the next step what a step has freed. By itself it gives large blocks back to the kernel, which
-    clears every page that it hands out again: a fifth of a full-size step on two cores (docs/train_step.md). Does
+    clears every page that it hands out again: a tenth of a full-size step on two cores (docs/train_step.md). Does
     nothing on other systems."""
     trim_threshold, mmap_max, never, none = -1, -4, -1, 0  # of malloc.h
     with contextlib.suppress(OSError, AttributeError):
