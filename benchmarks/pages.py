@@ -34,12 +34,12 @@ def screenshot(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
-def save_small(path: Path, *pictures: Image.Image) -> None:
-    """Pictures of equal height side by side, in 160 colours."""
+def save_strip(path: Path, *pictures: Image.Image) -> None:
+    """Pictures of equal height side by side."""
     strip = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
     for i, picture in enumerate(pictures):
         strip.paste(picture, (sum(before.width for before in pictures[:i]), 0))
-    save_image(path, strip.quantize(160))
+    save_image(path, strip)
     print(f"wrote {path}")
 
 
@@ -56,7 +56,7 @@ def playground(page: Page, model: Path | None) -> None:
         page.get_by_role("button", name="Paint").click()
         page.get_by_text("Done.").wait_for(timeout=1_800_000)
         page.get_by_role("slider", name="left elbow").focus()
-        save_small(DOCS / "playground.png", screenshot(page))
+        save_strip(DOCS / "playground.png", screenshot(page))
         server.shutdown()
 
 
@@ -88,7 +88,7 @@ def user_study(page: Page, folder: Path) -> None:
         page.get_by_role("button", name="Generated").click()
     page.locator("[data-key]:enabled").first.wait_for()
     page.mouse.move(0, 0)
-    save_small(DOCS / "user_study.png", first, screenshot(page))
+    save_strip(DOCS / "user_study.png", first, screenshot(page))
 
 
 def bars(folder: Path) -> None:
@@ -108,7 +108,7 @@ def bars(folder: Path) -> None:
     files = map(str, sorted((folder / "answers").iterdir()))
     study(["score", "--key", str(folder / "study.key.json"), "--out", str(folder / "fig4.json"), *files])
     print(json.dumps(read_json(folder / "fig4.json")["mirror"]))
-    save_small(DOCS / "fig4.png", read_image(folder / "fig4.png"))
+    save_strip(DOCS / "fig4.png", read_image(folder / "fig4.png"))
 
 
 @command

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
 CORE = ("attention", "unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
+DOCS = ROOT / "docs"
 MODULES = sorted(p for p in (ROOT / "cfld").rglob("*.py"))
 
 
@@ -30,10 +31,12 @@ def test_the_map_covers_every_equation_of_the_method() -> None:
     assert len(ROWS) == table.count("`cfld.") >= 12
 
 
-@pytest.mark.parametrize("page", ["README.md", "weights/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "weights/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+    text = re.sub(r"`[^`]*`", "", (ROOT / page).read_text())
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
