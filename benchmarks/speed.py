@@ -11,6 +11,7 @@ Letters in shapes: B rows.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import statistics
@@ -28,7 +29,8 @@ from PIL import Image, ImageDraw
 from report import machine, machine_line, table
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, Scheduler, generate, people
 from cfld.data import to_range, to_square
@@ -45,13 +47,24 @@ from cfld.files import (
 )
 from cfld.plot import Points, draw_axes
 from cfld.pose import pose_maps
-from cfld.sample import FAST, default_size, denoise, draw, sample, to_pictures
+from cfld.sample import FAST, compile_frozen, default_size, denoise, draw, sample, to_pictures
+from cfld.scheduler import SchedulerConfig
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"full": SD15, "tiny": TINY}
+SIZES = {"full": SD15, "tiny": dataclasses.replace(TINY, scheduler=SchedulerConfig())}  # which predict the noise
 UNET_ROWS = (1, 2, 3, 8)
 BATCHES = (1, 2, 4, 8, 16)
 COLOURS = ((31, 90, 170), (214, 96, 20))
+UNCOUNTED = {  # by torch itself
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
+OTHER = "norms, activations, sums, copies and the rest"
+KINDS: dict[str, tuple[str, ...]] = {  # of operations, by the functions of torch
+    "attention": ("scaled_dot_product_attention", "matmul", "__matmul__", "mm", "softmax"),
+    "convolutions": ("conv2d",),
+    "linear layers": ("linear",),
+    OTHER: (),
+}
 Seconds = list[float]
 
 
@@ -83,7 +96,7 @@ def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm: bool = T
 
 def flops(act: Callable[[], object]) -> dict[str, float]:
     """The floating-point operations of products and of convolutions."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         act()
     counts = {str(name): count for name, count in counter.get_flop_counts().get("Global", {}).items()}
     convolutions = sum(count for name, count in counts.items() if "convolution" in name)
@@ -127,6 +140,13 @@ class Setup:
         for module in (theirs.unet, theirs.vae):
             module.to(memory_format=torch.channels_last).eval()
         return theirs
+
+    def compiled(self) -> CFLD:
+        """The same model and weights, its UNet as --compile has it."""
+        model = copy.copy(self.model)
+        model._modules = {**self.model._modules, "unet": copy.copy(self.model.unet)}
+        compile_frozen(model.unet)
+        return model
 
     def given(self, rows: int) -> tuple[Tensor, Tensor, Conditions]:
         """Noisy latents, timesteps and conditions of so many rows."""
@@ -179,14 +199,43 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
 
 
 def unet(setup: Setup, rounds: int) -> dict[str, Any]:
-    """The UNet's forward beside diffusers'."""
-    theirs, found = setup.official(), {}
+    """The UNet's forward, and as --compile has it, beside diffusers'."""
+    theirs, compiled, found = setup.official(), setup.compiled(), {}
     for rows in UNET_ROWS:
+        torch.compiler.reset()  # each keeps a copy of the weights
         given = setup.given(rows)
-        times = in_turns({"ours": lambda g=given: setup.model(*g), "diffusers": lambda g=given: theirs(*g)}, rounds)
+        sides = {"ours": setup.model, "compiled": compiled, "diffusers": theirs}
+        times = in_turns({name: lambda m=model, g=given: m(*g) for name, model in sides.items()}, rounds)
         difference = (setup.model(*given).float() - theirs(*given).float()).norm() / theirs(*given).float().norm()
-        found[str(rows)] = {**times, "difference": difference.item()}
+        work = flops(lambda g=given: setup.model(*g))
+        found[str(rows)] = {"seconds": times, "difference": difference.item(), **work}
     return found
+
+
+class Stopwatch(TorchFunctionMode):
+    """Adds up seconds and FLOPs of what the code within calls, by kind of operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self.flops = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, result = func.__name__, []
+        kind = next((kind for kind, names in KINDS.items() if name in names), OTHER)
+        self.seconds[kind] += seconds(lambda: result.append(func(*args, **(kwargs or {}))))
+        if kind != OTHER:
+            self.flops[kind] += sum(flops(lambda: func(*args, **(kwargs or {}))).values())
+        return result[0]
+
+
+def profile(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Where the time of two rows of the UNet goes: the seconds and FLOPs of each kind of operation."""
+    given = setup.given(2)
+    setup.model(*given)
+    with Stopwatch() as watch:
+        for _ in range(rounds):
+            setup.model(*given)
+    return {kind: {"seconds": watch.seconds[kind] / rounds, "flops": watch.flops[kind] / rounds} for kind in KINDS}
 
 
 def three_rows(setup: Setup, theirs: Official, steps: int, seed: int) -> Tensor:
@@ -226,17 +275,19 @@ def equal(setup: Setup, rounds: int) -> dict[str, Any]:
 
 def sampling(setup: Setup, rounds: int) -> dict[str, Any]:
     """A whole picture, from the photo to the pixels: the official loop, ours, and ours with --fast."""
-    theirs, size = setup.official(), default_size(setup.config.image_size)
+    theirs, compiled, size = setup.official(), setup.compiled(), default_size(setup.config.image_size)
 
-    def ours(**how: Any) -> list[Image.Image]:
-        return generate(setup.model, setup.vae, setup.photo, setup.keypoints, **how)
+    def ours(model: CFLD = setup.model, **how: Any) -> list[Image.Image]:
+        return generate(model, setup.vae, setup.photo, setup.keypoints, **how)
 
     sides: dict[str, Callable[[], object]] = {
         "the official loop, DDPM 50, three rows": lambda: to_pictures(three_rows(setup, theirs, 50, 0), size),
         "ours, DDPM 50": lambda: ours(steps=50),
         "ours, --fast": lambda: ours(**FAST),
+        "ours, DDPM 50, compiled": lambda: ours(model=compiled, steps=50),
+        "ours, --fast, compiled": lambda: ours(model=compiled, **FAST),
     }
-    ours(steps=1), three_rows(setup, theirs, 1, 0)  # so that neither is the first
+    ours(steps=1), three_rows(setup, theirs, 1, 0), ours(model=compiled, steps=1)  # so that none is the first
     return in_turns(sides, rounds, warm=False)
 
 
@@ -281,6 +332,7 @@ SECTIONS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
     "peaks": peaks,
     "components": components,
     "unet": unet,
+    "profile": profile,
     "equal": equal,
     "sampling": sampling,
     "growth": growth,
@@ -299,17 +351,28 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
     """docs/speed_SIZE.md."""
     peak, config = found["peaks"], SIZES[size]
     dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+
+    def least(row: dict[str, Any]) -> float:
+        """Seconds of its products and convolutions at the peaks."""
+        return sum(row[kind] / peak[f"{kind}, {dtype}"] for kind in ("product", "convolution"))
+
     parts = []
     for name, row in found["components"].items():
         took, work = statistics.median(row["seconds"]), row["product"] + row["convolution"]
-        least = sum(row[kind] / peak[f"{kind}, {dtype}"] for kind in ("product", "convolution"))
-        share = [f"{work / took / 1e12:.2f}", f"{least / took:.0%}"] if work else ["-", "-"]
+        share = [f"{work / took / 1e12:.2f}", f"{least(row) / took:.0%}"] if work else ["-", "-"]
         parts.append([name, spread(row["seconds"]), f"{work / 1e9:.1f}", *share])
     unets = []
     for rows, row in found["unet"].items():
-        ratio = statistics.median(row["ours"]) / statistics.median(row["diffusers"])
-        sides = [spread(row[side]) for side in ("ours", "diffusers")]
-        unets.append([rows, *sides, f"{ratio:.3f}", f"{row['difference']:.1e}"])
+        theirs = statistics.median(row["seconds"]["diffusers"])
+        for side, times in row["seconds"].items():
+            took = statistics.median(times)
+            unets.append([rows, side, spread(times), f"{took / theirs:.2f}", f"{least(row) / took:.0%}"])
+    difference = max(row["difference"] for row in found["unet"].values())
+    whole = sum(row["seconds"] for row in found["profile"].values())
+    kinds = []
+    for kind, row in found["profile"].items():
+        rate = f"{row['flops'] / row['seconds'] / 1e12:.2f}" if row["flops"] else "-"
+        kinds.append([kind, f"{row['seconds']:.3f}", f"{row['seconds'] / whole:.0%}", rate])
     official = statistics.median(next(iter(found["sampling"].values())))
     pictures = [
         [name, spread(times), f"{official / statistics.median(times):.2f}"] for name, times in found["sampling"].items()
@@ -327,7 +390,13 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
         table(["part, for one picture", "seconds", "GFLOP", "TFLOP/s",
                "of the peaks, by its products and convolutions"], parts),
         "",
-        table(["UNet, rows", "ours", "diffusers", "of its time", "relative difference"], unets),
+        table(["UNet, rows", "", "seconds", "of diffusers' time", "of the peaks"], unets),
+        "",
+        f"compiled: with --compile. Ours and diffusers' outputs differ by {difference:.1e} at most (relative L2).",
+        "",
+        "Where the time of two rows goes, not compiled, each operation timed alone:",
+        "",
+        table(["operations", "seconds", "of the whole", "TFLOP/s"], kinds),
         "",
         table(["one picture, decoding included", "seconds", "times as fast"], pictures),
         "",

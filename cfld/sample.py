@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld.config import CFLDConfig
@@ -347,16 +347,25 @@ def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool
     return np.stack([window(*pose).to_frame(pose[0]) for pose in found])
 
 
+def compile_frozen(unet: nn.Module) -> None:
+    """torch.compile a UNet that no longer trains: its weights are laid out once as the kernels read them. It takes
+    their memory once more, and a minute or two at the first call with so many rows."""
+    from torch._inductor import config as inductor  # here, since it takes a second to import
+
+    inductor.freezing = True
+    unet.compile(dynamic=False)
+
+
 def open_model(options: argparse.Namespace) -> tuple[CFLD, VAE]:
     """The model and the VAE that the options name."""
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
     model, vae = load(options.model, device, precision)
     check_steps("--steps", settings(options)["steps"], model.config)
-    if options.compile:
-        model.unet.compile()
     for module in (model, vae):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        compile_frozen(model.unet)
     return model, vae
 
 
