@@ -417,9 +417,11 @@ def draw_growth(found: dict[str, Any]) -> Image.Image:
     curves: list[Points] = [[(int(n), took / int(n)) for n, took in found[name].items()] for name in names]
     lines = [(points, colour, 2) for points, colour in zip(curves, COLOURS, strict=True)]
     legend = list(zip(names, COLOURS, strict=True))
-    draw_axes(canvas, (80, 50, 620, 350), "seconds a picture, by pictures at once", lines, legend)
+    draw_axes(canvas, (80, 50, 620, 350), "seconds a picture, by pictures at once", lines, legend, from_zero=True)
     sides: Points = [(int(side), took) for side, took in found["image"].items()]
-    draw_axes(canvas, (730, 50, 1270, 350), "seconds, by the image's side", [(sides, COLOURS[0], 2)], [])
+    draw_axes(
+        canvas, (730, 50, 1270, 350), "seconds, by the image's side", [(sides, COLOURS[0], 2)], [], from_zero=True
+    )
     return image
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 FEW_KEYS = 256
 SLICE = 2**21  # scores at a time: 4 MiB
-AMX = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # torch 2.6 cannot tell
+CAPABILITIES: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
+AMX = bool(CAPABILITIES.get("amx_bf16"))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

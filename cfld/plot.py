@@ -58,16 +58,18 @@ def draw_axes(
     title: str,
     curves: list[tuple[Points, Colour, int]],
     legend: list[tuple[str, Colour]],
+    from_zero: bool = False,
 ) -> None:
-    """Draw curves (points, colour, width) within box (left, top, right, bottom), each axis with numbers. Of the raw
-    values the largest hundredth may lie outside, so that a wild beginning does not hide the rest."""
+    """Draw curves (points, colour, width) within box (left, top, right, bottom), each axis with numbers; from_zero: the
+    upright one begins at 0. Of the raw values the largest hundredth may lie outside, so that a wild beginning does not
+    hide the rest."""
     left, top, right, bottom = box
     font = ImageFont.load_default()
     steps = [step for points, _, _ in curves for step, _ in points]
     values = sorted(value for points, _, _ in curves for _, value in points)
     low, high = values[0], values[math.ceil(0.99 * (len(values) - 1))]
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    low, high = low - margin, high + margin
+    low, high = 0.0 if from_zero else low - margin, high + margin
     first, last = min(steps), max(max(steps), min(steps) + 1)
 
     def place(step: float, value: float) -> tuple[float, float]:
