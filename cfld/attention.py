@@ -1,9 +1,8 @@
 """softmax(q k^T / sqrt(d)) v: the attention that all parts share, computed in the way that suits the device.
 
-On a GPU that is PyTorch's fused kernel, and on a CPU with AMX too where no gradient is wanted. Else torch 2.13's is
-slow on a CPU for few keys, and without AMX in half precision: there the scores of few keys are written out; of many, a
-slice is computed at a time, small enough to stay in the cache, and computed again in the backward, as FlashAttention
-does (Dao et al., 2022). All three are equal to rounding.
+On a GPU that is PyTorch's fused kernel, and with AMX where no gradient is wanted. Else a CPU is faster with the scores
+of few keys written out, and without AMX in half precision with a slice of many at a time, which stays in the cache and
+is computed again in the backward (FlashAttention; Dao et al., 2022). All three are equal to rounding.
 
 Letters in shapes: M images times heads, N queries, L keys, d width of a head.
 """
@@ -16,21 +15,18 @@ from torch import Tensor
 
 FEW_KEYS = 256
 SLICE = 2**21  # scores at a time: 4 MiB
-CAPABILITIES: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
-AMX = bool(CAPABILITIES.get("amx_bf16"))
+AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the last two axes. q (..., N, d), k and v (..., L, d) -> (..., N, d)."""
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    needs_grad = q.requires_grad or k.requires_grad or v.requires_grad
-    if q.device.type != "cpu" or (AMX and half and not needs_grad):
-        return F.scaled_dot_product_attention(q, k, v)
-    if k.shape[-2] <= FEW_KEYS:
-        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-    if half and not AMX:
-        out = SlicedAttention.apply(*(x.flatten(0, -3).contiguous() for x in (q * q.shape[-1] ** -0.5, k, v)))
-        return out.view(q.shape)
+    half, needs_grad = q.dtype in (torch.bfloat16, torch.float16), any(x.requires_grad for x in (q, k, v))
+    if q.device.type == "cpu" and not (AMX and half and not needs_grad):
+        if k.shape[-2] <= FEW_KEYS:
+            return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+        if half and not AMX:
+            out = SlicedAttention.apply(*(x.flatten(0, -3).contiguous() for x in (q * q.shape[-1] ** -0.5, k, v)))
+            return out.view(q.shape)
     return F.scaled_dot_product_attention(q, k, v)
 
 
