@@ -1,8 +1,6 @@
-"""softmax(q k^T / sqrt(d)) v: the attention that all parts share, computed in the way that suits the device.
-
-On a GPU that is PyTorch's fused kernel, and with AMX where no gradient is wanted. Else a CPU is faster with the scores
-of few keys written out, and without AMX in half precision with a slice of many at a time, which stays in the cache and
-is computed again in the backward (FlashAttention; Dao et al., 2022). All three are equal to rounding.
+"""softmax(q k^T / sqrt(d)) v, which all parts share: PyTorch's fused kernel on a GPU, or with AMX where no gradient is
+wanted. Else a CPU is faster with the scores of few keys written out, and in half precision without AMX with a slice of
+many at a time, that stays in the cache and is computed again in the backward (FlashAttention; Dao et al., 2022).
 
 Letters in shapes: M images times heads, N queries, L keys, d width of a head.
 """
