@@ -10,6 +10,7 @@ import torch
 from conftest import micro_model
 from PIL import Image
 from references import DATA, noise, relative_error
+from torch._inductor import config as inductor
 
 import cfld
 from cfld.files import UserError
@@ -233,6 +234,19 @@ def test_fast_is_a_preset_that_other_options_change(micro_folder: Path, tmp_path
         assert main([str(word) for word in (*argv, *pose, *more)]) == 0
         made.append(Image.open(tmp_path / f"{i}.png").tobytes())
     assert made[0] == made[1] != made[2] == made[3]
+
+
+@pytest.mark.slow
+def test_the_command_paints_nearly_the_same_compiled(
+    micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "freezing", False)  # and back to what it was
+    outs = [tmp_path / name for name in ("eager.png", "compiled.png")]
+    pose = ("--pose", f"{CSV}#{NAMES[1]}")
+    assert run(micro_folder, outs[0], *pose) == run(micro_folder, outs[1], *pose, "--compile") == 0
+    assert inductor.freezing
+    eager, compiled = (np.asarray(Image.open(out)).astype(int) for out in outs)
+    assert np.abs(eager - compiled).max() <= 1
 
 
 def test_the_command_paints_a_chosen_person_of_an_estimators_file(micro_folder: Path, tmp_path: Path) -> None:
