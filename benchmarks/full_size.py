@@ -1,4 +1,5 @@
 """The full-size model on this machine: convert, sample two steps, train one; peak memory and time of fresh processes.
+And what a training step of more pairs needs of memory, by what is computed again.
 
     python benchmarks/full_size.py          about 10 minutes and 25 GB of disk under runs/full_size
 
@@ -7,6 +8,7 @@ docs/full_size.md.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import torch
 from report import machine_line, table
+from tqdm import tqdm
 
 from cfld import VAE, Swin, UNet
 from cfld.convert import in_layout, layout_of
@@ -24,6 +27,7 @@ from cfld.files import write_tensors, write_text
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "full_size"
 PHOTO = ROOT / "tests" / "data" / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
+AT_A_TIME = (1, 2, 4)  # pairs
 POSE = f"{ROOT}/tests/data/fashion/fasion-resize-annotation-test.csv#fashionMENTees_Tanksid0080001801_2back.jpg"
 
 
@@ -36,6 +40,17 @@ def public_files() -> None:
         ("swin", "Swin", "Microsoft", Swin),
     ):
         write_tensors(RUN / f"{name}.safetensors", in_layout(module(), layout_of(component, layout)))
+
+
+def step_memory(pairs: int, checkpointing: str) -> float:
+    """What cfld.train --dry-run says that a step needs, in GiB, with cached latents."""
+    options = ("--preset", "sd15", "--init", RUN / "model", "--data", RUN / "data", "--cache", RUN / "cache")
+    options = (*options, "--out", RUN / "dry", "--batch", str(pairs), "--checkpointing", checkpointing, "--dry-run")
+    argv = [sys.executable, "-m", "cfld.train", *map(str, options), "--device", "cpu"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"all, a process +([\d.]+) GiB", said)
+    assert found, said
+    return float(found[1])
 
 
 def measure(module: str, *options: str | Path) -> tuple[float, float]:
@@ -67,6 +82,14 @@ def main() -> None:
             "cfld.train", *training, "--out", RUN / "run", "--sample-every", "0"
         ),
     }
+    subprocess.run(
+        [sys.executable, "-m", "cfld.data", "cache", RUN / "data", "--model", RUN / "model", "--out", RUN / "cache"],
+        check=True,
+    )
+    needs = {
+        kind: [step_memory(pairs, kind) for pairs in AT_A_TIME]
+        for kind in tqdm(("none", "attention", "all"), desc="dry runs")
+    }
     lines = [
         "# The full-size model on a small machine",
         "",
@@ -78,6 +101,14 @@ def main() -> None:
         table(
             ["what", "seconds", "peak GiB"],
             [[name, f"{seconds:.0f}", f"{gib:.2f}"] for name, (seconds, gib) in rows.items()],
+        ),
+        "",
+        "What a training step needs in GiB, by `cfld.train --dry-run`, in bf16 autocast with cached latents: weights,",
+        "gradients, Adam's moments, activations. A GPU needs as much and what CUDA takes; none was tried.",
+        "",
+        table(
+            ["--checkpointing", *(f"{pairs} pair{'s'[: pairs > 1]} at a time" for pairs in AT_A_TIME)],
+            [[kind, *(f"{gib:.2f}" for gib in row)] for kind, row in needs.items()],
         ),
         "",
     ]
