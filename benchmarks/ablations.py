@@ -30,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from people import (
     PAIRS,
     Numbers,
@@ -234,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--seeds, --steps and --at-once must be at least 1 and --pairs within 1 .. {PAIRS}")
     signal.signal(signal.SIGTERM, stop)
     device = pick_device(args.device)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.at_once))  # it measures while others train
     asked = {"steps": args.steps, "pairs": args.pairs, "sample steps": args.sample_steps, "data": args.data,
              "init": str(args.init), "training": f"{TRAINING} {args.train}".strip()}  # fmt: skip
     path = args.out.with_name(f"{args.out.name}.json")

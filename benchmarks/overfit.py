@@ -19,12 +19,14 @@ from report import machine
 
 from cfld import Scheduler, load
 from cfld.data import FashionPairs, collate, to_range
+from cfld.files import save_image, write_json, write_lines
 from cfld.people import identity, photo_pose, render
 from cfld.pose import pose_maps
 from cfld.sample import picture_grid, sample, to_pictures
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "overfit"
+PAIR_LIST = "fasion-resize-pairs-train.csv"  # written last
 SEEDS = (0, 1, 2, 3)  # of four people
 VAE_STEPS, STEPS, PAIRS = 500, 1400, 8
 
@@ -38,7 +40,7 @@ def eight_pairs(folder: Path) -> None:
     poses = [photo_pose(SEEDS[0], index) for index in range(3)]
     photos = [[render(identity(seed), pose) for pose in poses] for seed in SEEDS]
     names = [[f"fashionPEOPLEid{seed:08d}01_{index}.png" for index in range(3)] for seed in SEEDS]
-    (folder / "train_highres").mkdir(parents=True)
+    (folder / "train_highres").mkdir(parents=True, exist_ok=True)
     rows = []
     for person, row in zip(photos, names, strict=True):
         for photo, name, first in zip(person, row, photos[0], strict=True):
@@ -46,10 +48,8 @@ def eight_pairs(folder: Path) -> None:
             y, x = first.keypoints.round().astype(int).T.tolist()
             rows.append(f"{name}: {y}: {x}")
     pairs = [f"{row[0]},{row[target]}" for target in (1, 2) for row in names]
-    (folder / "fasion-resize-annotation-train.csv").write_text(
-        "\n".join(["name:keypoints_y:keypoints_x", *rows]) + "\n"
-    )
-    (folder / "fasion-resize-pairs-train.csv").write_text("\n".join(["from,to", *pairs]) + "\n")
+    write_lines(folder / "fasion-resize-annotation-train.csv", ["name:keypoints_y:keypoints_x", *rows])
+    write_lines(folder / PAIR_LIST, ["from,to", *pairs])
 
 
 def train(*options: str) -> None:
@@ -62,7 +62,7 @@ def train(*options: str) -> None:
 
 def main() -> None:
     data = RUN / "data"
-    if not (data / "train_highres").is_dir():
+    if not (data / PAIR_LIST).is_file():
         eight_pairs(data)
     common = ("--data", str(data), "--decay-at", "0.7", "--save-every", "200", "--sample-every", "400")
     if not (RUN / "vae" / "model").is_dir():
@@ -95,11 +95,11 @@ def main() -> None:
     numbers["result / vae"] = numbers["result"] / numbers["vae"]
     numbers["exchanged / vae"] = numbers["exchanged"] / numbers["vae"]
     facts = {name: round(x, 4) for name, x in numbers.items()} | {"made": machine()}
-    (ROOT / "docs" / "overfit.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(ROOT / "docs" / "overfit.json", facts)
     print(json.dumps(numbers, indent=2))
 
     columns = [to_pictures(x, (192, 132)) for x in (sources, poses[:, :3] * 2 - 1, targets, floor, results, exchanged)]
-    picture_grid(columns).save(ROOT / "docs" / "overfit.png")
+    save_image(ROOT / "docs" / "overfit.png", picture_grid(columns))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def region_fit(seeds: range) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=12, help="each in one pair (12)")
-    parser.add_argument("--photographed", type=int, default=40, help="people whose regions are fitted (40)")
+    parser.add_argument("--photographed", type=int, default=60, help="people whose regions are fitted (60)")
     args = parser.parse_args()
 
     photos, methods = [], {"copy of the source": [], "mean colours": []}  # type: ignore[var-annotated]

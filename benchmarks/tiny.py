@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 
 from cfld import load, save
+from cfld.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
@@ -49,7 +50,7 @@ def commit() -> str:
     path = RUN / "commit.txt"
     if not path.is_file():
         said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        path.write_text(said.stdout)
+        write_text(path, said.stdout)
     return path.read_text().strip()
 
 

@@ -523,7 +523,7 @@ def checkpoint(options: argparse.Namespace) -> None:
     from cfld.train import TrainConfig, build, frozen_hash, saved_options
 
     path = Path(options.checkpoint)
-    run = path.parent.parent
+    run = path.absolute().parent.parent
     tensors, metadata = read_safetensors(path)
     facts = json.loads(metadata.get("cfld", "{}"))
     if "step" not in facts:
@@ -533,8 +533,10 @@ def checkpoint(options: argparse.Namespace) -> None:
     except TypeError as error:  # of another version
         raise UserError(f"{run}/config.json holds options that cannot be read here ({error})") from None
     model, vae = build(settings, from_dict(facts["model"]))
-    if model is None:
-        raise UserError(f"{path}: a VAE's folder is written when its training ends, with the scale of its latents")
+    if model is None or settings.stage == "source":
+        raise UserError(
+            f"{path}: the folder of --stage {settings.stage} is written, and scaled, when its training ends"
+        )
     kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
     if settings.stage == "cfld" and facts["base"] != frozen_hash(model, vae.requires_grad_(False)):
         raise UserError(f"{settings.init} is not the folder that {run} began with: its frozen weights have changed")

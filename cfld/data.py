@@ -38,13 +38,16 @@ from cfld.config import read_config
 from cfld.files import (
     PRECISIONS,
     UserError,
+    WriteError,
+    alone_in,
     command,
     command_parser,
     leftovers,
     link,
+    orientation,
     pick_device,
     read_image,
-    read_json,
+    read_object,
     read_text,
     remove_leftovers,
     save_image,
@@ -58,7 +61,6 @@ from cfld.photo import PHOTO_SUFFIXES, fit, whole
 from cfld.pose import joints_on, read_annotations
 
 SPLITS = ("train", "test")
-ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
 def flat_name(path: Path) -> str:
@@ -149,7 +151,7 @@ def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
     joints, size = joints_on(photo, str(file), min_confidence=min_confidence), (photo.height, photo.width)
     crop = fit(size, joints)
     with Image.open(path) as stored:
-        turned = stored.getexif().get(ORIENTATION, 1) != 1
+        turned = orientation(stored) != 1
     if turned or crop != whole(size):
         save_image(target, crop.cut(photo), quality=95)
     else:
@@ -190,11 +192,14 @@ def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str
         names = []
         for path in photos:
             name = f"{folder.name}--{path.name}"
+            name.encode()  # before the work: lists are UTF-8
             if set(name) & set(",:#\n\r") or name in annotations[split]:
                 raise UserError(f"{path}: names must be unique and hold none of , : # and line ends: rename it")
             try:
                 annotations[split][name] = own_photo(path, root / f"{split}_highres" / name, min_confidence)
                 names.append(name)
+            except WriteError:
+                raise
             except UserError as error:
                 counts["photos left out"] += 1
                 first_reason = first_reason or str(error)
@@ -291,8 +296,8 @@ class FashionPairs(Dataset[Pair]):
                 raise UserError(f"{self.root}: {name} is in a {split} pair but has no annotation")
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; python -m cfld.data prepare {self.root} makes it")
-        present = {entry.name for entry in os.scandir(self.folder)}
-        if missing := [name for name in self.photos if name not in present]:
+        self.sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}  # in bytes, by name
+        if missing := [name for name in self.photos if name not in self.sizes]:
             raise UserError(
                 f"{self.folder}: {len(missing)} photos of {split} pairs are missing (first: {missing[0]}); "
                 f"run python -m cfld.data prepare {self.root}"
@@ -389,7 +394,7 @@ def open_pairs(place: str | Path, split: str, image_size: int, source_size: int)
         return PeoplePairs(identities, poses, seed, image_size, source_size)
     made_by = Path(place) / "people.json"
     if split == "train" and made_by.is_file():
-        plan = read_json(made_by)
+        plan = read_object(made_by, "seed", "identities")
         refuse_measured(range(plan["seed"], plan["seed"] + plan["identities"]))
     return FashionPairs(place, split, image_size, source_size)
 
@@ -446,17 +451,17 @@ def shards(folder: Path, photos: int) -> list[Path]:
 
 
 def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:
-    """What a cache depends on: the VAE, the photos' names and the sizes."""
+    """What a cache depends on: the VAE, the photos, told by their names and lengths in bytes, and the sizes."""
     if not vae_file.is_file():
         raise UserError(f"{vae_file}: no such file; --model must be a folder with a VAE")
-    names = hashlib.sha256("\n".join(pairs.photos).encode()).hexdigest()
-    return {"vae": sha256(vae_file), "photos": len(pairs.photos), "names": names, "image_size": pairs.image_size,
-            "source_size": pairs.source_size}  # fmt: skip
+    photos = "\n".join(f"{name} {pairs.sizes[name]}" for name in pairs.photos)
+    return {"vae": sha256(vae_file), "photos": len(pairs.photos), "sum": hashlib.sha256(photos.encode()).hexdigest(),
+            "image_size": pairs.image_size, "source_size": pairs.source_size}  # fmt: skip
 
 
 def check_manifest(folder: Path, expected: dict[str, Any]) -> None:
     """Raise UserError if a cache was made of other things than expected."""
-    found = read_json(folder / "manifest.json")
+    found = read_object(folder / "manifest.json")
     for key, value in expected.items():
         if found.get(key) != value:
             raise UserError(
@@ -476,7 +481,13 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
         raise UserError(f"{out} must be empty or a cache, found other files: choose another --out")
     else:
         write_json(out / "manifest.json", expected)
-    remove_leftovers(out)
+    with alone_in(out):
+        remove_leftovers(out)
+        encode_photos(pairs, model, out, device, dtype)
+
+
+def encode_photos(pairs: FashionPairs, model: Path, out: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Write the files that a cache has not yet."""
     vae = load_vae_alone(model).requires_grad_(False).to(device)
     paths = shards(out, len(pairs.photos))
     done = sum(path.is_file() for path in paths) * SHARD

@@ -17,6 +17,7 @@ Letters in shapes: N pairs of a part, R methods, M scores, H, W a picture, D fea
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -48,6 +49,7 @@ from cfld.data import Batch, FashionPairs, collate, read_list, seeded, to_range
 from cfld.files import (
     PRECISIONS,
     UserError,
+    alone_in,
     atomic,
     command,
     command_parser,
@@ -55,6 +57,7 @@ from cfld.files import (
     pick_device,
     read_image,
     read_json,
+    read_object,
     read_safetensors,
     refuse_overwrite,
     remove_leftovers,
@@ -187,7 +190,7 @@ def open_pictures(folder: Path, asked: dict[str, Any]) -> None:
             raise UserError(f"{folder} must be empty or made by this command, found other files: choose another --out")
         write_json(path, asked)
         return
-    found = read_json(path)
+    found = read_object(path)
     for key, value in asked.items():
         if found.get(key) != value:
             raise UserError(
@@ -285,6 +288,9 @@ def paint_pairs(options: argparse.Namespace, cases: PairSet, processes: Processe
     else:
         make_painter = partial(vae_painter, source, device, PRECISIONS[precision])
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
+    asked["photos and joints"] = digest(
+        [(name, pairs.sizes[name], pairs.keypoints[name].tolist()) for name in pairs.photos]
+    )
     folder = options.out / "pictures"
     paint(folder, asked, pairs, len(cases), cases.size, make_painter, options.batch, processes)
     return folder
@@ -344,8 +350,9 @@ def real_statistics(
     out: Path,
     processes: Processes,
 ) -> FeatureStatistics:
-    """The statistics of every photo of train.lst, annotated or not, at a size: kept in ROOT/evaluation for other runs,
-    the parts in out until they are done. weights: the sum of the network's file."""
+    """The statistics of every photo of train.lst, annotated or not, at a size: kept for other runs in ROOT/evaluation,
+    or in out where ROOT cannot be written, and the parts in out until they are done. weights: the sum of the network's
+    file."""
     root, size = cases.root, cases.size
     names, folder = read_list(root / "train.lst"), root / "train_highres"
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -355,7 +362,9 @@ def real_statistics(
         )
     listed = digest([(name, (folder / name).stat().st_size) for name in names])
     label = f"{FIDS[measure]}, {weights[:12]}, {size[0]}x{size[1]}, pillow bicubic, {len(names)} photos {listed}"
-    path = root / "evaluation" / f"real_{FIDS[measure]}_{size[0]}x{size[1]}.safetensors"
+    name = f"real_{FIDS[measure]}_{size[0]}x{size[1]}.safetensors"
+    places = [root / "evaluation" / name, out / name]  # the second where the first cannot be written
+    path = next((place for place in places if place.is_file()), places[not os.access(root, os.W_OK)])
     if processes.decide(path.is_file()):
         return FeatureStatistics.read(path, label)
 
@@ -516,6 +525,15 @@ def write_results(
 def evaluate(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     processes = Processes.join()
+    with contextlib.ExitStack() as held:
+        evaluate_here(options, processes, held)
+    if dist.is_initialized():
+        processes.wait()
+        dist.destroy_process_group()
+
+
+def evaluate_here(options: argparse.Namespace, processes: Processes, held: contextlib.ExitStack) -> None:
+    """The command. held: keeps other commands out of the folder, once it is clear that there will be one."""
     device = processes.device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # the numbers of a GPU are to be those of a CPU
 
@@ -536,6 +554,8 @@ def evaluate(argv: list[str]) -> None:
     }
     sums = {file: sha256(options.weights / file) for measure in networks for file in WEIGHTS[measure]}
     processes.wait()  # until all have looked
+    if processes.first:
+        held.enter_context(alone_in(options.out))
     real: dict[str, FeatureStatistics] = {}
     if isinstance(cases, PairSet):
         for measure in (measure for measure in FIDS if measure in networks):
@@ -566,9 +586,6 @@ def evaluate(argv: list[str]) -> None:
         write_results(options.out, cases, list(methods), [read_safetensors(p)[0] for p in parts], real, asked)
         for folder in options.out.glob(".parts_*"):
             shutil.rmtree(folder)
-    if dist.is_initialized():
-        processes.wait()
-        dist.destroy_process_group()
 
 
 COMMANDS = {"figure": "cfld.figure", "study": "cfld.study"}

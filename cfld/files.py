@@ -16,17 +16,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # what pictures may be called that are written
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UserError(ValueError):
     """A mistake that the user can mend. Its text says what must hold, what was found and how to fix it, in one line."""
+
+
+class WriteError(UserError):
+    """What could not be written: a full disk, or a folder that is not the user's."""
 
 
 def command(main: Callable[..., None]) -> Callable[..., int]:
@@ -36,16 +42,30 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
     def run(argv: list[str] | None = None) -> int:
         try:
             main(argv)
-        except (UserError, OSError) as error:
-            text = str(error).rpartition("UserError: ")[2]  # what a worker process raised comes with its traceback
-            print("error: " + " ".join(text.split()), file=sys.stderr)
-            return 2
+            return 0
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        return 0
+        except UnicodeEncodeError as error:
+            text = f"names of files must be UTF-8, found {error.object[-80:]!r}: rename it"
+        except (UserError, OSError) as error:
+            text = re.split(r"(?:User|Write)Error: ", str(error))[-1]  # a worker process's comes with its traceback
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            text = (
+                f"not enough memory ({str(error)[:200]}): take less at a time, by --batch or fewer pictures, and in "
+                "training by --accumulate and --checkpointing all"
+            )
+        print("error: " + " ".join(text.split()), file=sys.stderr)
+        return 2
 
     return run
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that the machine or the GPU has no more memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -103,7 +123,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}): make room, or choose another folder") from None
+        raise WriteError(f"{path} cannot be written ({error}): make room, or choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -196,9 +216,13 @@ def link(source: Path, target: Path) -> None:
 
 
 def refuse_overwrite(path: str | Path, force: bool) -> None:
-    """Raise UserError if something stands at the path and the user has not said --force."""
+    """Raise UserError if something stands at the path and the user has not said --force, or if nothing can be written
+    there: before the work, not after it."""
     if Path(path).exists() and not force:
         raise UserError(f"{path} already exists: choose another name or add --force to replace it")
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"{path} cannot be written: {folder} is no folder that you may write in; choose another")
 
 
 def read_text(path: str | Path) -> str:
@@ -215,8 +239,19 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file."""
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def read_object(path: str | Path, *keys: str) -> dict[str, Any]:
+    """The content of a JSON file that must be an object with these keys."""
+    content = read_json(path)
+    if not isinstance(content, dict) or (missing := [key for key in keys if key not in content]):
+        found = f"no {missing[0]!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} must be a JSON object with {', '.join(keys) or 'names'}, found {found}")
+    return content
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -246,17 +281,43 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+            return to_rgb(turned_upright(image) if upright else image)
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable picture ({error}): replace the file") from None
 
 
+def orientation(image: Image.Image) -> int:
+    """How a camera says that it was held, 1 for upright; also if what it says cannot be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # pillow raises whatever a damaged tag leads to
+        return 1
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its camera says, if what the camera says can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB: on white where it is transparent, and with 16 bits a pixel reduced to 8."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
 def check_picture_name(path: str | Path) -> None:
     """Raise UserError unless the name ends as a picture's."""
-    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{path}: a picture's name must end in .png or .jpg, found {Path(path).suffix!r}")
+    if Path(path).suffix.lower() not in PICTURES:
+        raise UserError(f"{path}: a picture's name must end in {' or '.join(PICTURES)}, found {Path(path).suffix!r}")
 
 
 def save_image(path: str | Path, image: Image.Image, **options: Any) -> None:

@@ -5,7 +5,6 @@
 Letters in shapes: B rows, S source images, Q prompt tokens, D their width.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -24,8 +23,6 @@ from cfld.scheduler import Scheduler
 from cfld.swin import Swin
 from cfld.unet import UNet, repeat_rows
 from cfld.vae import VAE
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,8 @@ class CFLD(nn.Module):
         dropped (B,) bool
         recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features), which
             trains Eq. 7's row without either; "released", as the released checkpoints were trained, the prompt alone,
-            which is none of its rows. The row of the pose without a source is trained by neither: it has no weight
-            where w_pose = w_app.
+            which with query biases is none of its rows, and without (B1 to B4) the row of the pose without a source.
+            Else no recipe trains that one: it has no weight where w_pose = w_app.
         """
         if recipe not in ("paper", "released"):
             raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")

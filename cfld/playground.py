@@ -39,11 +39,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from cfld import people
-from cfld.files import PRECISIONS, UserError, command, command_parser, parse_size, pick_device
+from cfld.files import (
+    PRECISIONS,
+    UserError,
+    command,
+    command_parser,
+    parse_size,
+    pick_device,
+    to_rgb,
+    turned_upright,
+)
 from cfld.model import CFLD, load
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, keypoints_from
 from cfld.sample import check_steps, default_size, generate
@@ -90,7 +99,7 @@ def read_photo(data: bytes) -> Image.Image:
         with DECODING, Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
             if width * height <= PIXEL_LIMIT:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return to_rgb(turned_upright(image))
     except Image.DecompressionBombError:
         raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found more: make it smaller") from None
     except Image.UnidentifiedImageError:

@@ -11,7 +11,6 @@ Letters in shapes: B poses, J = 18 joints, S side of the map.
 import argparse
 import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,12 +110,12 @@ def parse_joints(y_text: str, x_text: str) -> np.ndarray:
     for axis, text in (("y", y_text), ("x", x_text)):
         try:
             values = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             raise UserError(f"keypoints_{axis} must be a JSON list, found {text.strip()[:40]!r}") from None
         if not isinstance(values, list) or len(values) != len(JOINTS):
             found = len(values) if isinstance(values, list) else repr(values)
             raise UserError(f"keypoints_{axis} must have {len(JOINTS)} numbers, found {found}")
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        if not all(isinstance(value, (int, float)) and abs(value) < 1e6 for value in values):
             raise UserError(f"keypoints_{axis} must be finite numbers, found {text.strip()[:60]}")
         columns.append(values)
     return np.array(columns, dtype=np.float32).T
@@ -274,6 +273,14 @@ def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
             annotations[fields[0].strip()] = parse_joints(fields[1], fields[2])
         except UserError as error:
             raise UserError(f"{path}, line {number} ({fields[0].strip()}): {error}") from None
+    joints = np.array(list(annotations.values())).reshape(-1, 2)
+    joints = joints[(joints >= 0).all(axis=1)]
+    beyond = joints[(joints >= FRAME).any(axis=1)]
+    if 10 * len(beyond) > len(joints):  # a joint or two beyond the rim are somebody's rounding
+        raise UserError(
+            f"{path}: joints must be in pixels of a picture of {FRAME[1]}x{FRAME[0]}, found {len(beyond)} of "
+            f"{len(joints)} beyond it, such as y = {beyond[0][0]:g}, x = {beyond[0][1]:g}: scale them"
+        )
     return annotations
 
 

@@ -12,6 +12,7 @@ Pictures are (H, W, 3) uint8 here, labels (H, W) uint8, masks (H, W) bool.
 import hashlib
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def check_pictures(paths: Sequence[Path], size: tuple[int, int], hint: str = "",
             continue
         endings[path.suffix.lower()] += 1
         modes[mode] += 1
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())
+        digest.update(os.fsencode(path.name) + b"\0" + hashlib.sha256(content).digest())
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(

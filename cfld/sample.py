@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,9 +38,11 @@ from cfld.files import (
     read_image,
     refuse_overwrite,
     save_image,
+    to_rgb,
+    turned_upright,
 )
 from cfld.model import CFLD, Conditions, load
-from cfld.photo import FRAME, Crop, fit, fitted
+from cfld.photo import FRAME, TOLERANCE, Crop, fit, fitted
 from cfld.pose import POSE_HELP, add_pose_options, joints_on, pose_maps, pose_settings, read_joints
 from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.vae import VAE
@@ -52,6 +54,7 @@ SOURCE_POSE_HELP = (
 PAPER: dict[str, Any] = {"sampler": "ddpm", "steps": 50, "guidance_interval": (0, math.inf)}
 FAST: dict[str, Any] = {"sampler": "dpm++", "steps": 15}  # benchmarks/faster.py: what it costs in quality
 DECODED_PIXELS = 2**19  # at a time: two pictures of 512x512, whose decoder then needs a GiB in half precision
+SCALE_LIMIT = 100
 EDITING = ("edit", "interpolate", "sequence", "attention")  # first words that lead to cfld.edit
 
 
@@ -73,8 +76,8 @@ def guidance(
             +            w_app eps(z_t, t, x_s, x_tp)
 
     conditions of B rows, null_prompt (1, Q, D) -> R weights, and conditions of R * B rows, one kind after the other.
-    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal ones it counts, and no training has
-    had it (CFLD.drop).
+    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal ones it counts, and no training of
+    the whole method has had it (CFLD.drop).
     """
     prompt, poses, biases = conditions.prompt, conditions.pose_features, conditions.query_biases
     unconditional = null_prompt.to(prompt.dtype).expand_as(prompt)
@@ -171,7 +174,8 @@ def denoise(
         noise_pred = model(latents.to(weight), torch.tensor([t], device=weight.device), stacked).float()
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
         if reference is not None:
-            noise_pred = torch.where(reference.mask, noise_pred, scheduler.implied_noise(latents, kept, t))  # Sec. 4.6
+            implied = scheduler.implied_noise(latents, kept, t)  # Sec. 4.6, not as printed: docs/editing.md
+            noise_pred = torch.where(reference.mask, noise_pred, implied)
         noise = draw(latents.shape, generator, weight) if sampler == "ddpm" and t_next >= 0 else None
         x_0 = scheduler.clean_latents(latents, noise_pred, t)
         latents = take_step(scheduler, latents, noise_pred, t, t_next, noise, past)
@@ -180,6 +184,11 @@ def denoise(
             on_step(timesteps.index(t), x_0)
     if reference is not None:
         latents = torch.where(reference.mask, latents, kept)
+    if not latents.isfinite().all():
+        raise UserError(
+            "the painted latents must be finite numbers, and are not: take another --precision, lower scales, or a "
+            "model folder that is whole"
+        )
     at_a_time = max(DECODED_PIXELS // model.config.image_size**2, 1)
     parts = latents.to(weight.dtype).split(at_a_time)
     return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
@@ -234,8 +243,14 @@ def generate(
     seed: of the first picture; the next has seed + 1, and so on
     -> B pictures
     """
-    config, device, photo = model.config, model.null_prompt.device, ImageOps.exif_transpose(photo)
-    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device).reshape(-1, 18, 2)
+    config, device, photo = model.config, model.null_prompt.device, to_rgb(turned_upright(photo))
+    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device)
+    if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
+        raise UserError(
+            f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: cfld.read_pose "
+            "reads other layouts"
+        )
+    keypoints = keypoints.reshape(-1, 18, 2)
     source_images = to_range(to_square(fitted(photo), config.source_size)[None].to(device))
     images = sample(
         model,
@@ -274,7 +289,11 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
         help="a model folder, made by cfld.convert or cfld.train (default: the bundled tiny model)",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="(default: ddpm, the paper's)")
-    parser.add_argument("--steps", type=int, help="of the sampler (default: 50, the paper's)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the sampler (default: 50, the paper's); ddpm and ddim want a divisor of 1000 that is 10 or more",
+    )
     parser.add_argument(
         "--fast", action="store_true", help="{steps} steps of {sampler} unless told otherwise".format(**FAST)
     )
@@ -287,10 +306,15 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
             "--size",
             type=parse_size,
             metavar="HxW",
-            help="of the picture (default: 512x352, or 256x176 for models of smaller images)",
+            help="of the picture, of 16:11 (default: 512x352, or 256x176 for models of smaller images)",
         )
     add_pose_options(parser)
-    parser.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
+    parser.add_argument(
+        "--pose-scale",
+        type=float,
+        default=2.0,
+        help="w_pose of Eq. 7; where the two scales differ, the row of the pose alone counts, which is untrained",
+    )
     parser.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     parser.add_argument(
         "--guidance-interval",
@@ -308,8 +332,16 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What add_options' options mean for denoise. Raises UserError for values that mean nothing."""
-    if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
-        raise UserError("--pose-scale and --appearance-scale must be finite numbers")
+    for name in ("pose_scale", "appearance_scale"):
+        if not -SCALE_LIMIT <= getattr(options, name) <= SCALE_LIMIT:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} must be within -{SCALE_LIMIT} .. {SCALE_LIMIT}, found {getattr(options, name)}")
+    height, width = getattr(options, "size", None) or FRAME
+    if abs(height * FRAME[1] / (width * FRAME[0]) - 1) > TOLERANCE:
+        raise UserError(
+            f"--size must be of 16:11, height x width, such as 512x352, found {height}x{width}: in another shape "
+            "people would be thin or broad"
+        )
     how = {**PAPER, **(FAST if options.fast else {})}
     how |= {name: given for name in PAPER if (given := getattr(options, name)) is not None}
     lowest, highest = how["guidance_interval"]
@@ -377,28 +409,36 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.sample", __doc__)
     parser.add_argument("--source", required=True, metavar="PHOTO", help="a photo of the person")
     parser.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
-    parser.add_argument("--pose", required=True, nargs="+", metavar="FILE", help=f"poses to paint: {POSE_HELP}")
+    parser.add_argument(
+        "--pose", required=True, nargs="+", action="extend", metavar="FILE", help=f"poses to paint: {POSE_HELP}"
+    )
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="the picture to write; with several poses -1, -2, ... is added"
     )
     add_options(parser)
     parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result in one picture")
+    parser.add_argument("--batch", type=int, default=4, help="poses that are painted at a time")
     options = parser.parse_args(argv)
 
     how = settings(options)
+    if options.batch < 1:
+        raise UserError(f"--batch must be at least 1, found {options.batch}")
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     check_outs(outs, options, len(outs))
     photo = read_source(options.source, options.source_pose, options)
     keypoints = read_poses(options.pose, options)
     model, vae = open_model(options)
-    pictures = generate(model, vae, photo, keypoints, size=options.size, seed=options.seed, progress=True, **how)
-    for path, picture, joints in zip(outs, pictures, keypoints, strict=True):
-        if options.side_by_side:
-            skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))
-            picture = picture_grid([[photo.resize(picture.size)], [skeleton], [picture]])
-        save_image(path, picture)
-        print(f"wrote {path}")
+    for first in range(0, len(outs), options.batch):
+        part = slice(first, first + options.batch)
+        seed = options.seed + first
+        pictures = generate(model, vae, photo, keypoints[part], size=options.size, seed=seed, progress=True, **how)
+        for path, picture, joints in zip(outs[part], pictures, keypoints[part], strict=True):
+            if options.side_by_side:
+                skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))
+                picture = picture_grid([[photo.resize(picture.size)], [skeleton], [picture]])
+            save_image(path, picture)
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

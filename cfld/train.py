@@ -131,13 +131,14 @@ class TrainConfig:
     out: str = option("runs/cfld", "run folder to make or to continue")
     stage: str = option("cfld", "what to train: the whole method; or for tiny, before it, a VAE, a Swin that tells "
                         "attributes, a UNet that paints them", choices=("cfld", "vae", "source", "base"))  # fmt: skip
-    recipe: str = option("paper", "dropping and learning rate: the paper's, or those of the released files",
-                         choices=("paper", "released"))  # fmt: skip
+    recipe: str = option("paper", "dropping and learning rate of --stage cfld: the paper's, or those of the released "
+                         "files", choices=("paper", "released"))  # fmt: skip
     steps: int | None = option(None, "length in steps (default: 100 epochs)")
     epochs: float | None = option(None, "length in epochs, instead of --steps")
     batch: int | None = option(None, "pairs of the global batch (default: 224 for sd15, 16 for tiny)")
     accumulate: int = option(1, "parts the batch is cut into, to save memory; the result is the same")
-    lr: float | None = option(None, "learning rate after warm-up (default: the recipe's for this batch)")
+    lr: float | None = option(None, "learning rate after warm-up (default: for sd15 the recipe's for this batch, for "
+                                  "tiny 4e-4, or 1e-3 for --stage vae and source)")  # fmt: skip
     warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
     decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
     min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR, such as 5 (Hang et al., 2023), or of a "
@@ -173,8 +174,10 @@ class TrainConfig:
                     "epochs": 0, "min_snr": 0, "noise_offset": 0, "kl": 0, "clip": 0}  # fmt: skip
         for name, least in positive.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+            if value is not None and not least <= value < 2**63:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least} and below 2^63, found {value}")
+        if self.steps and self.epochs:
+            raise UserError(f"--steps {self.steps} and --epochs {self.epochs} both say how long: leave one of them out")
         if not self.timeout > 0:
             raise UserError(f"--timeout must be more than 0 minutes, found {self.timeout}")
         for name in ("ema", "decay_at"):
@@ -183,7 +186,7 @@ class TrainConfig:
         for name in ("init", "cache", "ablation"):
             if self.stage == "vae" and getattr(self, name):
                 raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
-        for name in ("init", "data", "config"):
+        for name in ("init", "data", "config", "cache"):
             path = getattr(self, name)
             if path and Path(self.out).resolve() in Path(path).resolve().parents:
                 raise UserError(f"--{name} {path} must not lie inside --out {self.out}: choose another --out")
@@ -339,8 +342,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_*.safetensors"))
+    """The checkpoints of a run, oldest first. What somebody has named otherwise is not the run's."""
+    return sorted((folder / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors"))
 
 
 # Setting up. ---------------------------------------------------------------------------------------------------------
@@ -404,8 +407,8 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
         return None, vae
     if options.init is None:
         raise UserError(
-            "--stage cfld needs --init DIR: a model folder of public weights (python -m cfld.convert init), "
-            "or, for tiny, the model/ folder that --stage vae or --stage source made"
+            f"--stage {options.stage} needs --init DIR: a model folder of public weights (python -m cfld.convert "
+            "init), or, for tiny, the model/ folder that --stage vae or --stage source made"
         )
     if (Path(options.init) / "model.safetensors").is_file():
         model, vae = load(options.init)
@@ -507,15 +510,22 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
         except TypeError as error:  # of another version
             raise UserError(f"{out}/config.json holds options that cannot be read here ({error})") from None
     options = TrainConfig(**given)
+    if resume is not None and out.exists() and set(out.iterdir()) - set(leftovers(out)):
+        raise UserError(f"{out} must be a run's to go on with, found no config.json in it; choose another --out")
+    if resume is None:
+        refuse_run(out, force)
+    return options
+
+
+def refuse_run(out: Path, force: bool) -> None:
+    """Raise UserError if a training must not begin in this folder: something is in it, and it is not a run, or the user
+    has not said --force."""
     if out.exists() and set(out.iterdir()) - set(leftovers(out)):
-        if resume is not None:
-            raise UserError(f"{out} must be a run's to go on with, found no config.json in it; choose another --out")
         if not force:
             raise UserError(
                 f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
             )
-        saved_options(out)  # never begin anew where something else is
-    return options
+        saved_options(out)
 
 
 # The loop. -----------------------------------------------------------------------------------------------------------
@@ -556,9 +566,16 @@ class Run:
             )
         if options.eval_every and not self.has_test_split():
             raise UserError(f"--eval-every needs pairs that are not trained on, found no test split in {options.data}")
+        if options.eval_every or options.sample_every:
+            self.held_out()  # what is wrong with it is said now, not at the first look
         self.steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
         epochs = 100 if options.epochs is None else options.epochs
         self.total = options.steps or max(1, round(epochs * self.steps_an_epoch))
+        if options.warmup_steps > options.decay_at * self.total:
+            self.say(
+                f"the warm-up of {options.warmup_steps} steps ends after --decay-at {options.decay_at} of "
+                f"{self.total:,} steps: a shorter --warmup would reach the learning rate of {options.peak_lr:g}"
+            )
         self.model, self.vae = build(options, self.config)
         self.scheduler = Scheduler(self.config.scheduler)
 
@@ -604,6 +621,10 @@ class Run:
         self.board: Any = None
         self.stop: signal.Signals | None = None  # what somebody has asked this process to stop with
 
+    def autocast(self) -> torch.autocast:
+        """Products and convolutions in --precision."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.world > 1:
@@ -614,9 +635,10 @@ class Run:
         if self.rank == 0:
             tqdm.write(text)
 
-    def begin(self, resume: str | None) -> None:
+    def begin(self, resume: str | None, force: bool = False) -> None:
         """Go back to a checkpoint, or begin the run folder (anew, if there is one)."""
         if not resume and self.writes:
+            refuse_run(self.out, force)  # once more: only now no other process works in it
             for path in self.out.iterdir():
                 remove(path)
         self.wait()
@@ -669,19 +691,24 @@ class Run:
 
     def loop(self, stop_at: int) -> None:
         """The steps that are still to be done, up to this one."""
+        with self.batches(stop_at) as (batches, places):
+            self.take_steps(batches, places, stop_at)
+
+    @contextlib.contextmanager
+    def batches(self, stop_at: int) -> Iterator[tuple[Iterator[Batch], range]]:
+        """This process's share of the batches of the steps up to this one, and its places in the global batch."""
         options = self.options
         workers = (4 if self.device.type == "cuda" else 0) if options.workers is None else options.workers
         share = options.global_batch // self.world
-        places = range(self.rank * share, (self.rank + 1) * share)  # of this process in the global batch
+        places = range(self.rank * share, (self.rank + 1) * share)
         order = StepOrder(len(self.pairs), options.global_batch, options.seed, self.state.step, stop_at, places)
         with contextlib.closing(step_batches(self.described(self.pairs), order, workers)) as batches:
-            self.take_steps(batches, places, stop_at)
+            yield batches, places
 
     def take_steps(self, batches: Iterable[Batch], places: range, stop_at: int) -> None:
         """A step with each of these batches, the pairs at these places of the global batches."""
         options, state = self.options, self.state
         bar = tqdm(batches, options.stage, self.total, initial=state.step, unit="step", disable=self.rank > 0)
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         losses: list[float] = []
         started, rows = time.perf_counter(), 0
         for step, batch in zip(range(state.step, stop_at), bar, strict=True):
@@ -698,7 +725,7 @@ class Run:
                 mine = range(first, first + len(part))
                 draws = draw_step(options.seed, step, mine, self.config, options.noise_offset).to(self.device)
                 with self.exchange(with_part=options.accumulate - 1, now=number):
-                    with autocast:
+                    with self.autocast():
                         loss, timesteps = self.objective(part.to(self.device), draws)
                     all_timesteps += timesteps.tolist()
                     if not math.isfinite(loss.item()):
@@ -745,9 +772,11 @@ class Run:
         """Take two steps, of which the second is like all others, and say what a step needs. Writes nothing."""
         before = memory(self.device)
         self.loop(1)
-        started = time.perf_counter()
-        self.loop(2)
-        seconds = time.perf_counter() - started
+        with self.batches(2) as (batches, places):
+            batch = next(batches)  # which a training reads while the step before is at work
+            started = time.perf_counter()
+            self.take_steps([batch], places, 2)
+            seconds = time.perf_counter() - started
         modules = [m for m in (self.model, self.vae, self.helper) if m is not None]
         parameters = [p for m in modules for p in m.parameters()]
         trained = list(self.state.trained.values())
@@ -787,9 +816,10 @@ class Run:
 
     def sum_of_processes(self, *values: float) -> list[float]:
         """The sum of each number over all processes."""
+        if self.world == 1:
+            return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(sums)
+        dist.all_reduce(sums)
         return sums.tolist()
 
     @contextlib.contextmanager
@@ -853,9 +883,8 @@ class Run:
         count = min(HELD_OUT, len(pairs))
         places = range(self.rank, count, self.world)
         objective = getattr(self.objective, "module", self.objective)
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         total = 0.0
-        with self.averaged(), autocast, torch.no_grad():
+        with self.averaged(), self.autocast(), torch.no_grad():
             for place in places:
                 batch = collate([pairs[place * len(pairs) // count]]).to(self.device)
                 mine = range(place, place + 1)
@@ -913,8 +942,7 @@ class Run:
         batch = collate(chosen).to(self.device)
         truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
         steps = self.options.sample_steps
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with self.averaged(), autocast, torch.no_grad():
+        with self.averaged(), self.autocast(), torch.no_grad():
             columns = [to_range(truths)]
             seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
             if self.model is None:
@@ -947,12 +975,20 @@ class Run:
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.model is None:
             self.vae.load_state_dict(trained, strict=False)
-            whiten(self.vae, *self.moments())
+            moments = self.moments()
+            whiten(self.vae.cpu(), *moments)  # in float64, which not every device has
             config = dataclasses.replace(self.config, vae=self.vae.config)
             save_parts(folder, config, replace=True, vae=self.vae)
         else:
             model, vae = build(self.options, self.config)
             assert model is not None
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in self.state.trained)
+            if frozen_hash(model, vae.requires_grad_(False)) != self.state.base:
+                raise UserError(
+                    f"--init {self.options.init} has changed since the training began, so {folder} was not written: "
+                    f"put the folder back that it began with, then --resume"
+                )
             model.load_state_dict(trained, strict=False)
             if self.options.stage == "source":
                 standardise(model.source_encoder, self.source_features(model.source_encoder))
@@ -964,10 +1000,10 @@ class Run:
     def moments(self) -> tuple[Tensor, Tensor]:
         """The VAE's mean and logvar of about 256 training photos."""
         found = []
-        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.no_grad(), self.autocast():
             for i in self.some_pairs():
                 found.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device))))
-        mean, logvar = (torch.cat(parts).float() for parts in zip(*found, strict=True))
+        mean, logvar = (torch.cat(parts).float().cpu() for parts in zip(*found, strict=True))
         return mean, logvar
 
     def source_features(self, source_encoder: Swin) -> list[Tensor]:
@@ -1079,7 +1115,7 @@ def train(options: TrainConfig, request: Request) -> None:
         run.try_out()
         return
     with alone_in(run.out) if run.writes else contextlib.nullcontext():
-        run.begin(request.resume)
+        run.begin(request.resume, request.force)
         run.train()
 
 

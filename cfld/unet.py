@@ -1,7 +1,6 @@
-"""Stable Diffusion 1.5's UNet: H_N of the paper (Sec. 3.1 and 3.2, Fig. 2a, Eq. 1 to 4).
+"""Stable Diffusion 1.5's UNet: H_N of the paper (Sec. 3.1 and 3.2, Fig. 2a and 2c; eps_theta of Eq. 2, 3, 5, 7).
 
-It predicts the noise in z_t (TINY's the velocity, of which CFLD.forward makes the noise). CFLD enters it in three
-places:
+It predicts the noise in z_t (TINY's the velocity: CFLD.forward makes the noise of it). CFLD enters in three places:
     the coarse-grained prompt F_d^out is the context of every cross-attention;
     pose feature s is added to the last map of down block s                         (Fig. 2a);
     query bias k is added to the queries of the k-th cross-attention of the up path (Eq. 4, Fig. 2c).
@@ -281,8 +280,7 @@ class UNet(nn.Module):
         timesteps (B,): integers in [0, 999]; or (1,), the same for all, as it must be with S rows
         prompt (B, L, 768): the coarse-grained prompt F_d^out
         pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4), or None for no pose
-        query_biases: nine of (B, N, C), row-major, in the order met: three of (B, hw/16, 1280), three of
-            (B, hw/4, 640), three of (B, hw, 320); or None for no bias
+        query_biases: nine of (B, N, C), in the order met: three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or None
         up_prompts: nine of (B, L, 768), what those cross-attentions attend to instead (baseline B1); or None
         -> noise_pred (B, 4, h, w)
         """
@@ -290,13 +288,16 @@ class UNet(nn.Module):
 
         x = self.conv_in(latents)
         skips = [repeat_rows(x, len(prompt))]
-        poses = iter(pose_features or ())
-        for down in self.down:
-            x, level_skips = down(x, time_emb, prompt, next(poses, None))
+        poses: list[Tensor | None] = [*pose_features, None] if pose_features else [None] * len(self.down)
+        for down, pose in zip(self.down, poses, strict=True):
+            x, level_skips = down(x, time_emb, prompt, pose)
             skips += level_skips
 
         x = self.mid(x, time_emb, prompt)
 
+        found, met = len(query_biases or up_prompts or ()), (len(self.up) - 1) * (self.config.depth + 1)
+        if found not in (0, met):
+            raise ValueError(f"query_biases and up_prompts must be {met} tensors, found {found}")
         biases, prompts = iter(query_biases or ()), iter(up_prompts or ())
         for up in self.up:
             level_skips = [skips.pop() for _ in up.resnets]  # type: ignore[union-attr]

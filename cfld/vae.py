@@ -148,8 +148,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1], sides multiples of 8 -> mean and logvar (in [-30, 20]), each
-        (B, 4, H/8, W/8), unscaled."""
+        """images (B, 3, H, W) in [-1, 1] -> mean and logvar (in [-30, 20]), each (B, 4, H/8, W/8), unscaled."""
         mean, logvar = self.encoder(images).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 

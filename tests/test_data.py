@@ -1,5 +1,6 @@
 """DeepFashion's layout: flattening, checking, pairs, and the order of training."""
 
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from cfld.data import (
     step_batches,
     to_range,
 )
-from cfld.files import UserError, read_safetensors
+from cfld.files import UserError, read_safetensors, writing
 from cfld.model import save
 
 
@@ -317,6 +318,19 @@ def test_photos_without_joints_are_left_out_by_name(tmp_path: Path, capsys, fail
     )
     assert len(FashionPairs(root, "train", 64, 32)) == 4
     fails(main, "pairs", root, words=["train.lst already exists", "remove"])
+
+
+def test_photos_that_cannot_be_written_are_an_error_and_not_left_out(tmp_path: Path, monkeypatch, fails) -> None:
+    root = own(tmp_path / "mine")
+    Image.new("RGB", (200, 200)).save(root / "bob" / "1.jpg")  # a window is cut out of it
+
+    def full(path: Path, image: Image.Image, **options: object) -> None:
+        with writing(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cfld.data.save_image", full)
+    fails(main, "pairs", root, words=["bob--1.jpg", "No space left"])
+    assert not (root / "train.lst").exists()
 
 
 def test_photos_of_which_no_pair_can_be_made_are_one_line(tmp_path: Path, fails) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import MICRO
 from references import (
     BiasedAttention,
     OfficialAdapter,
@@ -76,6 +77,17 @@ def test_unet_equals_diffusers_unet(with_poses: bool, with_biases: bool) -> None
 
     ours = UNet(CONFIG)
     assert_parity(ours, reference, by(UNET_DIFFUSERS), run_ours, run_theirs, inputs)
+
+
+def test_the_unet_takes_conditions_for_all_places_or_none() -> None:
+    unet = UNet(MICRO.unet)
+    latents, prompt, t = noise(1, 4, 8, 8), noise(1, 3, 16), torch.tensor([5])
+    biases = [noise(1, 1, 32)] * 3 + [noise(1, 4, 32)] * 3 + [noise(1, 16, 16)] * 3
+    for wrong in (biases[:3], [*biases, biases[0]]):
+        with pytest.raises(ValueError, match=f"must be 9 tensors, found {len(wrong)}"):
+            unet(latents, t, prompt, query_biases=wrong)
+    with pytest.raises(ValueError, match="argument 2"):
+        unet(latents, t, prompt, pose_features=[noise(1, 16, 8, 8)])
 
 
 def test_a_pose_enters_the_second_skip_of_its_block_and_not_the_first() -> None:

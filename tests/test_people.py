@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from cfld import people
+from cfld.files import alone_in
 from cfld.people import (
     OWN_SEEDS,
     PARTS,
@@ -415,6 +416,30 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert (out / "train_highres" / first).stat().st_mtime_ns == before  # not drawn again
     assert not leftover.exists()
     assert folder_digest(out) == folder_digest(folder)
+
+
+def test_a_worker_that_is_killed_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    options = ["--identities", "30", "--poses", "2", "--height", "256", "--workers", "2"]
+    argv = [sys.executable, "-m", "cfld.people", str(tmp_path / "out"), *options]
+    run = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (workers := children.read_text().split()):
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 2 and "a worker was ended from outside" in said and "Traceback" not in said
+
+
+def test_two_commands_do_not_draw_into_one_folder(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("cfld.files.time.sleep", lambda seconds: None)
+    with alone_in(folder):
+        assert generate(folder) == 2
+    assert "in use by another process" in capsys.readouterr().err
 
 
 def test_a_folder_is_only_continued_with_its_own_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -315,6 +315,22 @@ def test_a_row_of_an_annotation_file_is_a_pose() -> None:
         read_pose("pose.txt")
 
 
+def test_annotations_in_pixels_of_another_picture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.csv"
+    inside, beyond = str([10 * i for i in range(17)] + [-1]), str([40 * i for i in range(17)] + [-1])
+    header = "name:keypoints_y:keypoints_x"
+    path.write_text(f"{header}\na.jpg: {beyond}: {inside}\n")
+    with pytest.raises(UserError, match=r"pixels of a picture of 176x256, found 10 of 17 beyond it, such as y = 280"):
+        read_annotations(path)
+    path.write_text(
+        "\n".join([header, f"a.jpg: {inside[:-3]}300]: {inside}", *[f"{i}.jpg: {inside}: {inside}" for i in "bc"]])
+    )
+    assert len(read_annotations(path)) == 3  # one joint beyond the rim is somebody's rounding
+    path.write_text(f"{header}\na.jpg: {inside}: {inside[:-3]}1{'0' * 400}]\n")
+    with pytest.raises(UserError, match=r"line 2.*finite"):
+        read_annotations(path)
+
+
 def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
     page = (Path(__file__).parents[1] / "docs" / "poses.md").read_text()
     table = [line for line in page[page.index("| to |") :].splitlines() if line.startswith("| ")]

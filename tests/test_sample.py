@@ -1,6 +1,7 @@
 """Guidance, sampling and its command."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -191,6 +192,25 @@ def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
     assert again[0].tobytes() == pictures[0].tobytes()
 
 
+@pytest.mark.parametrize("shape", [(36, 2), (17, 2), (2, 18, 3), (18, 3), (1, 1, 18, 2)])
+def test_keypoints_of_another_shape_are_refused(micro_folder: Path, shape: tuple[int, ...]) -> None:
+    model, vae = cfld.load(micro_folder)
+    with pytest.raises(UserError, match=r"\(18, 2\) or \(B, 18, 2\).*found " + re.escape(str(shape))):
+        cfld.generate(model, vae, Image.open(PHOTO), np.full(shape, 50.0), steps=2)
+    with pytest.raises(UserError, match="finite"):
+        cfld.generate(model, vae, Image.open(PHOTO), np.full((18, 2), np.nan), steps=2)
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_not_black(micro_folder: Path, tmp_path: Path, fails) -> None:
+    model, vae = cfld.load(micro_folder)
+    model.unet.conv_out.bias.data.fill_(torch.nan)
+    cfld.save(tmp_path / "lost", model, vae)
+    out = tmp_path / "o.png"
+    fails(main, "--model", tmp_path / "lost", "--source", PHOTO, "--pose", f"{CSV}#{NAMES[1]}", "--steps", 2,
+          "--out", out, words=["finite", "--precision"])  # fmt: skip
+    assert not out.exists()
+
+
 def test_a_photo_that_lies_on_its_side_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     from cfld.files import read_image
 
@@ -278,6 +298,11 @@ def test_the_command_paints_several_poses_and_side_by_side_pictures(micro_folder
     assert run(micro_folder, tmp_path / "out.png", *poses) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-1.png", "out-2.png"]
     assert Image.open(tmp_path / "out-2.png").size == (3 * 88, 128)
+    again = ["--pose", f"{CSV}#{NAMES[1]}", "--pose", f"{CSV}#{NAMES[2]}", *poses[3:], "--batch", "1"]
+    assert run(micro_folder, tmp_path / "one by one.png", *again) == 0
+    for i in (1, 2):
+        ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}-{i}.png"), int) for name in ("out", "one by one"))
+        assert np.abs(ours - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -308,7 +333,9 @@ def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_pat
     fails(main, "--model", micro_folder, *photo, "--pose", f"{CSV}#x", *out, words=["no row named 'x'"])
     fails(main, "--model", micro_folder, *photo, *pose, *out, "--steps", 0, words=["steps", "found 0"])
     fails(main, "--model", micro_folder, *photo, *pose, *out, "--seed", 2**70, words=["--seed", "2^63"])
-    fails(main, "--model", micro_folder, *photo, *pose, *out, "--pose-scale", "nan", words=["--pose-scale", "finite"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--pose-scale", "nan", words=["--pose-scale", "within"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--size", "352x512", words=["--size", "16:11", "352x512"])
+    fails(main, "--model", micro_folder, *photo, *pose, *out, "--batch", 0, words=["--batch", "found 0"])
     fails(main, "--model", micro_folder, *photo, "--pose", f"{PHOTO}#x", *out, words=[PHOTO.name, "UTF-8"])
     fails(main, "--model", micro_folder, *photo, *pose, "--out", tmp_path / "o.psd", words=["o.psd", ".png"])
     fails(main, "--model", micro_folder, *photo, *pose, *out, "--device", "cuda:9", words=["--device cuda:9"])

@@ -27,13 +27,14 @@ from safetensors.torch import load_file
 from cfld import save
 from cfld.config import to_dict
 from cfld.convert import main as convert
-from cfld.data import Batch, FashionPairs, collate, to_range
+from cfld.data import Batch, Cache, FashionPairs, StepOrder, collate, to_range
+from cfld.data import main as prepare
 from cfld.files import alone_in
 from cfld.model import load
 from cfld.objective import draw_step, standardise, timestep_weights, training_loss, whiten
 from cfld.pose import pose_maps
 from cfld.scheduler import Scheduler
-from cfld.train import NO_STEP, TrainConfig, checkpoint_blocks, learning_rate, main
+from cfld.train import NO_STEP, Run, TrainConfig, checkpoint_blocks, learning_rate, main
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -260,8 +261,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_another(run) -> None:
 
 
 def test_frozen_weights_are_not_in_the_optimizer(whole: Path, tmp_path: Path) -> None:
-    from cfld.train import Run
-
     shutil.copytree(whole, tmp_path / "run")
     options = TrainConfig(**json.loads((whole / "config.json").read_text())["options"])
     training = Run(dataclasses.replace(options, out=str(tmp_path / "run")), "latest")
@@ -360,9 +359,106 @@ def test_standardised_features_deviate_by_1_and_are_the_same_but_for_that() -> N
     assert g.mean(dim=(0, 2, 3)).abs().max() < 1e-3
 
 
-def test_fp16_trains_with_loss_scaling(run) -> None:
-    folder = run("fp16", "--steps", 2, "--precision", "fp16")
-    assert all(math.isfinite(line["loss"]) for line in logged(folder))
+def test_fp16_trains_with_loss_scaling_and_goes_on_with_the_same_scale(run, micro_folder: Path) -> None:
+    folder = run("fp16", "--steps", 4, "--save-every", 2, "--precision", "fp16")
+    learnt = weights(folder)
+    assert not torch.equal(learnt["null_prompt"], load(micro_folder)[0].null_prompt)
+    first, last = sorted((folder / "checkpoints").iterdir())
+    for path in (first, last):
+        with safe_open(path, framework="pt") as file:
+            assert json.loads(file.metadata()["cfld"])["scaler"]["scale"] > 1
+    last.unlink()
+    assert main(["--out", str(folder), "--resume"]) == 0
+    assert_same(weights(folder), learnt)
+
+
+@pytest.fixture(scope="module")
+def cache(fashion: Path, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample photos, encoded once."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    argv = ["cache", fashion, "--model", micro_folder, "--out", folder, "--precision", "fp32", "--device", "cpu"]
+    assert prepare([str(a) for a in argv]) == 0
+    return folder
+
+
+def test_a_step_from_a_cache_has_the_loss_that_its_options_say(run, cache: Path, fashion: Path) -> None:
+    options = ("--recipe", "released", "--min-snr", 0.1, "--noise-offset", 0.3, "--seed", 3)
+    (line,) = logged(run("cached", "--steps", 1, "--cache", cache, *options))
+    pairs = FashionPairs(fashion, "train", MICRO.image_size, MICRO.swin.image_size)
+    pairs.cache = Cache(cache, {}, pairs.photos)
+    (places,) = StepOrder(len(pairs), 4, 3, 0, 1)
+    batch, draws = collate([pairs[i] for i in places]), draw_step(3, 0, range(4), MICRO, 0.3)
+    assert batch.images.dtype == torch.float16 and (draws.drops < 0.2).any()
+    model, vae = micro_model()
+    losses = [
+        training_loss(model, vae, Scheduler(), batch, d, recipe, min_snr)[0].item()
+        for d, recipe, min_snr in (
+            (draws, "released", 0.1),
+            (draws, "paper", 0.1),
+            (draws, "released", 0.0),
+            (draw_step(3, 0, range(4), MICRO), "released", 0.1),
+        )
+    ]
+    assert line["loss"] == pytest.approx(losses[0], rel=1e-5), losses
+    assert all(abs(line["loss"] / other - 1) > 1e-4 for other in losses[1:]), losses
+
+
+def test_a_cache_of_other_photos_of_the_same_names_is_refused(
+    argv, cache: Path, fashion: Path, tmp_path: Path, fails
+) -> None:
+    shutil.copytree(fashion, tmp_path / "fashion")
+    photo = next((tmp_path / "fashion" / "train_highres").iterdir())
+    data = photo.read_bytes()
+    photo.unlink()  # it may be the same file as the sample's
+    photo.write_bytes(data + b"more")
+    fails(main, *argv("stale", "--steps", 1, "--cache", cache), "--data", tmp_path / "fashion", words=["made with sum"])
+
+
+def test_checkpoints_that_somebody_has_named_are_left_alone(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    kept = tmp_path / "run" / "checkpoints" / "step_00000006_keep.safetensors"
+    shutil.copy(tmp_path / "run" / "checkpoints" / "step_00000006.safetensors", kept)
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "8", "--save-every", "1", "--keep", "1"]) == 0
+    assert sorted(p.name for p in kept.parent.iterdir()) == [kept.name, "step_00000008.safetensors"]
+
+
+def test_a_model_is_not_written_on_another_base_than_it_was_trained_on(
+    argv, micro_folder: Path, tmp_path: Path, fails, monkeypatch
+) -> None:
+    shutil.copytree(micro_folder, tmp_path / "base")
+    loop = Run.loop
+
+    def meanwhile(run: Run, stop_at: int) -> None:
+        loop(run, stop_at)
+        save(tmp_path / "base", *micro_model(seed=9), replace=True)
+
+    monkeypatch.setattr(Run, "loop", meanwhile)
+    words = argv("changed base", "--steps", 1, init=tmp_path / "base")
+    fails(main, *words, words=["--init", "has changed", "--resume"])
+    out = Path(words[words.index("--out") + 1])
+    assert not (out / "model").exists() and (out / "checkpoints" / "step_00000001.safetensors").is_file()
+
+
+def test_a_folder_that_fills_while_a_model_loads_is_not_emptied(argv, fails, monkeypatch) -> None:
+    words = argv("filled", "--steps", 1)
+    out = Path(words[words.index("--out") + 1])
+    init = Run.__init__
+
+    def slowly(run: Run, *args: object) -> None:
+        init(run, *args)
+        out.mkdir()
+        (out / "thesis.txt").write_text("precious")
+
+    monkeypatch.setattr(Run, "__init__", slowly)
+    fails(main, *words, words=["already exists", "--force"])
+    assert (out / "thesis.txt").read_text() == "precious"
+
+
+def test_a_warm_up_that_never_ends_is_said(run, capsys) -> None:
+    run("cold", "--steps", 1, "--warmup", 100)
+    assert "warm-up of 100 steps" in capsys.readouterr().out
+    run("warm", "--steps", 4, "--warmup", 2)
+    assert "warm-up" not in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line_and_lose_nothing(
@@ -390,6 +486,10 @@ def test_mistakes_are_one_line_and_lose_nothing(
     fails(main, *new, "--accumulate", 3, words=["--batch 4", "--accumulate 3"])
     fails(main, *new, "--ema", 1.5, words=["--ema", "1.5"])
     fails(main, *new, "--steps", 0, words=["--steps", "found 0"])
+    fails(main, *new, "--epochs", 2, words=["--steps 1", "--epochs 2"])
+    fails(main, *base[:-2], "--out", tmp_path / "new", "--epochs", "inf", words=["--epochs", "found inf"])
+    fails(main, *new, "--seed", 10**20, words=["--seed", "2^63"])
+    fails(main, *base, "--out", whole, "--force", "--cache", whole / "cache", words=["--cache", "inside --out"])
     fails(main, *new, "--sample-steps", 1000, words=["--sample-steps", "999", "1000"])
     fails(main, *new, "--stage", "vae", words=["--stage vae", "--init"])
     fails(main, *base, "--out", micro_folder.parent, "--force", words=["--init", "inside --out"])
@@ -436,6 +536,9 @@ def test_a_checkpoint_becomes_the_model_folder_that_its_training_would_write(
     values["options"]["init"] = str(tmp_path / "base")
     (changed / "config.json").write_text(json.dumps(values))
     fails(convert, "checkpoint", changed / "checkpoints" / last.name, "--out", tmp_path / "b", words=["frozen weights"])
+    values["options"]["stage"] = "source"
+    (changed / "config.json").write_text(json.dumps(values))
+    fails(convert, "checkpoint", changed / "checkpoints" / last.name, "--out", tmp_path / "b", words=["--stage source"])
     fails(convert, "checkpoint", tmp_path / "no.safetensors", "--out", tmp_path / "b", words=["no such file"])
 
 
@@ -810,10 +913,17 @@ def test_checkpointing_computes_blocks_again_and_changes_no_gradient(batch: Batc
 
 def test_switches_reach_the_unet_and_a_stop_changes_nothing_with_them(run, tmp_path: Path, monkeypatch) -> None:
     compiled: list[str] = []
+    levels: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+
+    def look(module: torch.nn.Module, level: str) -> None:
+        levels.append(level)
+        checkpoint_blocks(module, level)
+
+    monkeypatch.setattr("cfld.train.checkpoint_blocks", look)
     switches = ["--compile", "--channels-last", "--checkpointing", "all"]
     plain, folder = run("no switch", "--steps", 3), run("switches", "--steps", 3, "--save-every", 1, *switches)
-    assert compiled == ["UNet"]
+    assert compiled == ["UNet"] and levels == ["none"] * 2 + ["all"] * 2  # of the model and the VAE
     for a, b in zip(logged(plain), logged(folder), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     before = weights(folder)

@@ -13,8 +13,10 @@ OUT/people.json, records.jsonl                  the arguments, and what is alrea
 
 import argparse
 import json
-import multiprocessing
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -23,7 +25,17 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.files import HelpFormatter, UserError, atomic, command, read_json, remove_leftovers, write_json, write_lines
+from cfld.files import (
+    HelpFormatter,
+    UserError,
+    alone_in,
+    atomic,
+    command,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_lines,
+)
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
 
@@ -120,8 +132,11 @@ def finished_records(folder: Path) -> dict[int, Record]:
     whole = lines[:-1]  # what follows the last line end is either nothing or cut
     if lines[-1]:
         write_lines(path, whole)
-    records = [json.loads(line) for line in whole]
-    return {record["seed"]: record for record in records}
+    try:
+        records = [json.loads(line) for line in whole]
+        return {record["seed"]: record for record in records}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder, or take that line out of it") from None
 
 
 def photograph_all(folder: Path, plan: Plan, workers: int) -> list[Record]:
@@ -144,8 +159,22 @@ def results(tasks: list[tuple[Path, Plan, int]], workers: int) -> Iterator[Recor
     if workers == 1 or len(tasks) < 2:
         yield from map(photograph, tasks)
         return
-    with multiprocessing.Pool(workers) as pool:
-        yield from pool.imap_unordered(photograph, tasks)
+    with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
+        try:
+            for record in as_completed([pool.submit(photograph, task) for task in tasks]):
+                yield record.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker was ended from outside, perhaps for lack of memory: give the command again to go on, with "
+                "fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def ignore_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the one that waits for the workers ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
@@ -190,6 +219,9 @@ def check(plan: Plan, workers: int, reserved: bool) -> None:
     ):
         if value < least:
             raise UserError(f"{option} must be {least} or more, found {value}: choose a larger number")
+    for option, value, most in (("--height", plan.height, 4096), ("--supersample", plan.supersample, 8)):
+        if value > most:
+            raise UserError(f"{option} must be {most} or less, found {value}: choose a smaller number")
     if plan.height % 16:
         raise UserError(
             f"--height must be a multiple of 16, so that the width is whole, found {plan.height}: try 256 or 512"
@@ -225,11 +257,12 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(args.identities, args.poses, args.seed, args.test_fraction, args.height, args.supersample)
     check(plan, args.workers, args.reserved_seeds)
     open_folder(args.out, plan)
-    for folder in args.out.glob("*/"):
-        remove_leftovers(folder)
-    records = photograph_all(args.out, plan, args.workers)
-    write_lists(args.out, plan, records)
-    write_sheet(args.out, plan, records)
+    with alone_in(args.out):
+        for folder in args.out.glob("*/"):
+            remove_leftovers(folder)
+        records = photograph_all(args.out, plan, args.workers)
+        write_lists(args.out, plan, records)
+        write_sheet(args.out, plan, records)
 
 
 if __name__ == "__main__":

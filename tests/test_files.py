@@ -1,0 +1,110 @@
+"""What every command shares: pictures of any kind, errors of one line, places that cannot be written."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from references import DATA
+
+from cfld import preview
+from cfld.files import command, read_image, read_object, refuse_overwrite, to_rgb, turned_upright
+from cfld.playground import read_photo
+
+PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (4, 4), (10, 20, 30, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 128))
+    picture.save(tmp_path / "cut out.png")
+    for found in (read_image(tmp_path / "cut out.png"), read_photo((tmp_path / "cut out.png").read_bytes())):
+        assert [found.getpixel((x, 0)) for x in range(3)] == [(255,) * 3, (127,) * 3, (10, 20, 30)]
+
+
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(2, axis=0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert [read_image(tmp_path / "ramp.png").getpixel((x, 0)) for x in (0, 128, 255)] == [
+        (0,) * 3,
+        (128,) * 3,
+        (255,) * 3,
+    ]
+
+
+def test_a_camera_s_damaged_tag_does_not_lose_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(image: Image.Image) -> Image.Image:
+        raise struct.error("unpack requires a buffer of 2 bytes")
+
+    monkeypatch.setattr("cfld.files.ImageOps.exif_transpose", damaged)
+    assert turned_upright(Image.open(PHOTO)).size == read_image(PHOTO, upright=True).size == Image.open(PHOTO).size
+
+
+def test_an_rgb_picture_stays_what_it_is() -> None:
+    assert to_rgb(Image.open(PHOTO)).tobytes() == Image.open(PHOTO).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), ["not enough memory", "--accumulate"]),
+        (MemoryError(), ["not enough memory", "--batch"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["not enough memory", "--batch"]),
+        (UnicodeEncodeError("utf-8", "caf\udce9.jpg", 3, 4, "surrogates"), ["UTF-8", r"caf\udce9.jpg"]),
+    ],
+)
+def test_lack_of_memory_and_odd_names_are_one_line(error: Exception, words: list[str], fails) -> None:
+    @command
+    def main(argv: list[str]) -> None:
+        raise error
+
+    fails(main, words=words)
+
+
+def test_other_errors_of_the_code_keep_their_traceback() -> None:
+    @command
+    def main(argv: list[str]) -> None:
+        raise RuntimeError("shape '[2]' is invalid")
+
+    with pytest.raises(RuntimeError, match="invalid"):
+        main([])
+
+
+def test_a_json_file_of_another_shape_or_of_huge_numbers_is_named(tmp_path: Path, fails) -> None:
+    path = tmp_path / "some.json"
+
+    @command
+    def main(argv: list[str]) -> None:
+        read_object(path, "seed", "size")
+
+    for text, words in (
+        ("[]", ["some.json", "list"]),
+        ('{"seed": 1}', ["some.json", "'size'"]),
+        ("9" * 5000, ["some.json", "not JSON"]),
+    ):
+        path.write_text(text)
+        fails(main, words=words)
+    path.write_text(json.dumps({"seed": 1, "size": 2}))
+    assert read_object(path, "seed", "size") == {"seed": 1, "size": 2}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path: Path, fails) -> None:
+    tmp_path.chmod(0o500)
+    fails(preview.main, PHOTO, "--out", tmp_path / "new" / "out.png", words=["out.png", "cannot be written"])
+
+
+def test_a_file_in_a_folder_s_place_is_named_before_the_work(tmp_path: Path, fails) -> None:
+    (tmp_path / "file").touch()
+
+    @command
+    def main(argv: list[str]) -> None:
+        refuse_overwrite(tmp_path / "new" / "out.png", force=False)
+        refuse_overwrite(tmp_path / "file" / "out.png", force=True)
+
+    fails(main, words=["out.png", "cannot be written", "file is no folder"])
