@@ -3,7 +3,7 @@
     python benchmarks/editing.py                        docs/editing.json and its table
     python benchmarks/editing.py --model DIR --people 4 --out runs/first_look.json
 
-Embedded people can be photographed twice in the same pose, the second time in another top, so that the truth of an
+Drawn people can be photographed twice in the same pose, the second time in another top, so that the truth of an
 edit is known. The reference is the first photo, the source a photo of the second top in another pose, the mask the top.
 Errors are mean absolute differences in [0, 1]: outside the mask to the reference, inside it to the truth. Nothing is
 pasted here; what cfld.edit.edit gives is the reference itself outside. Each meaning of the formula is taken with the

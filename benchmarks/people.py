@@ -3,7 +3,7 @@
     python benchmarks/people.py --model weights/tiny             docs/tiny.json, tiny_measures.md, tiny_grid.png, ...
     python benchmarks/people.py --model DIR --pairs 8 --only methods --out runs/look     a look at the first pairs
 
-The pairs are photos of embedded people of seeds 600,000 to 600,199, which are kept from training; one pair each.
+The pairs are photos of drawn people of seeds 600,000 to 600,199, which are kept from training; one pair each.
 
     methods     the result, baselines, and the VAE's ceiling: error on the person, PSNR, SSIM, IoU, the parts' colours
     fabric      which of 20 cloths did the top's pattern come from?

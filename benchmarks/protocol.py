@@ -2,7 +2,7 @@
 
     python benchmarks/protocol.py             the table of docs/evaluation.md
 
-Photos of embedded people, rendered at 1024x704, about as large as DeepFashion's, are brought to 256x176. Two methods
+Photos of drawn people, rendered at 1024x704, about as large as DeepFashion's, are brought to 256x176. Two methods
 are measured, a bad one, the copy of the source, and a better one, the source's mean colours in the truth's outline. The
 first row is the protocol; every other row changes one thing. Last, how well the person's region, which is made of
 joints, fits the masks of the photos.

@@ -63,7 +63,7 @@ def pack() -> None:
         options = json.loads((RUN / stage / "config.json").read_text())["options"]
         (OUT / f"{stage}_options.json").write_text(json.dumps(options, indent=2) + "\n")
     (OUT / "README.md").write_text(
-        f"TINY, trained on embedded people (python -m cfld.people) by `make tiny`; MIT, as the project.\n\n"
+        f"TINY, trained on drawn people (python -m cfld.people) by `make tiny`; MIT, as the project.\n\n"
         f"Begun at commit {commit()}, packed on {date.today()}. The trainings' logs and options are beside this file;\n"
         f"docs/tiny_measures.md says what it can do, docs/tiny.md how it was found.\n"
     )

@@ -27,7 +27,7 @@ from cfld.files import UserError
 from cfld.model import CFLD
 from cfld.unet import Attention, SpatialTransformer
 
-REGIONS = {  # Fig. 7's four, by the parts that the embedded people are labelled with
+REGIONS = {  # Fig. 7's four, by the parts that the drawn people are labelled with
     "head": ("face", "eyes", "hair"),
     "upper": ("top", "jacket"),
     "middle": ("bottom",),
@@ -138,7 +138,7 @@ def choose_queries(maps: Tensor, regions: Tensor) -> tuple[list[int], Tensor]:
 
 
 def labelled_photos(count: int) -> tuple[list[Image.Image], np.ndarray]:
-    """Embedded people seen from the front, whom no model was trained on: photos, and their labels (B, 256, 176)."""
+    """Drawn people seen from the front, whom no model was trained on: photos, and their labels (B, 256, 176)."""
     drawn = [people.draw(seed, 0, limit=people.OWN_SEEDS) for seed in range(FIRST_SEED, FIRST_SEED + count)]
     return [Image.fromarray(photo.image) for photo in drawn], np.stack([photo.labels for photo in drawn])
 

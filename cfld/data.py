@@ -4,7 +4,7 @@
     python -m cfld.data pairs ROOT               makes the same of your own photos in a folder a person
     python -m cfld.data cache ROOT --model DIR   encodes every training photo once, so that training need not
 
-Wherever a folder is asked for, people:2000x4 stands for 2,000 embedded people in 4 poses each, drawn when they are
+Wherever a folder is asked for, people:2000x4 stands for 2,000 drawn people in 4 poses each, made when they are
 needed (people:2000x4@500: from seed 500 on).
 
 ROOT holds train.lst, test.lst, fasion-resize-pairs-{train,test}.csv and fasion-resize-annotation-{train,test}.csv (the
@@ -313,7 +313,7 @@ class FashionPairs(Dataset[Pair]):
         return source_image, source_photo, self.photo(target)[1], self.keypoints[source], self.keypoints[target]
 
     def person(self, index: int) -> int:
-        """The seed of the embedded person whom a pair shows."""
+        """The seed of the drawn person whom a pair shows."""
         name = self.pairs[index][0]
         if not (self.root / "people.json").is_file() or not (found := re.search(r"id(\d{8})01_", name)):
             raise UserError(
@@ -330,7 +330,7 @@ class FashionPairs(Dataset[Pair]):
 
 
 class PeoplePairs(Dataset[Pair]):
-    """All ordered pairs of photos of embedded people, each drawn when it is asked for. Items are as FashionPairs'.
+    """All ordered pairs of photos of drawn people, each made when it is asked for. Items are as FashionPairs'.
 
     Raises UserError for seeds that are kept for measures.
     """
@@ -364,12 +364,12 @@ class PeoplePairs(Dataset[Pair]):
 
 @functools.cache
 def attributes_of(seed: int) -> Tensor:
-    """The attributes (A,) of an embedded person."""
+    """The attributes (A,) of a drawn person."""
     return torch.from_numpy(people.attribute_vector(people.identity(seed)))
 
 
 class DescribedPairs(Dataset[Pair]):
-    """Pairs of embedded people, and behind each what a prompt could say about the person: (A,) attributes."""
+    """Pairs of drawn people, and behind each what a prompt could say about the person: (A,) attributes."""
 
     def __init__(self, pairs: FashionPairs | PeoplePairs):
         self.pairs = pairs

@@ -371,7 +371,7 @@ def run(argv: list[str]) -> None:
         "--pose", metavar="FILE", help=f"paint this pose, and show where each token acts: {POSE_HELP}"
     )
     attention.add_argument(
-        "--people", type=int, default=24, help="embedded people by whom the four queries of Fig. 7 are chosen"
+        "--people", type=int, default=24, help="drawn people by whom the four queries of Fig. 7 are chosen"
     )
     attention.add_argument("--out", required=True, metavar="FILE", help="the sheet to write")
 

@@ -22,7 +22,7 @@ from cfld.pose import BONES, FRAME, segment_distance
 
 Array = NDArray[Any]
 
-LENGTHS = {  # of bones where T is 1: medians of the embedded people, seen from the front
+LENGTHS = {  # of bones where T is 1: medians of the drawn people, seen from the front
     (1, 8): 1.0, (1, 11): 1.0, (2, 5): 0.64, (2, 3): 0.53, (5, 6): 0.53, (8, 9): 0.77, (11, 12): 0.77, (9, 10): 0.77,
     (12, 13): 0.77, (1, 0): 0.4, (16, 17): 0.29,
 }  # fmt: skip

@@ -11,7 +11,7 @@
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training, its batch divided among 8 processes
 
 The paper starts from a Swin that knows ImageNet's classes, and from Stable Diffusion, which paints people from words.
-For embedded people, --stage source makes a Swin that tells their attributes from a photo, and --stage base a UNet that
+For drawn people, --stage source makes a Swin that tells their attributes from a photo, and --stage base a UNet that
 paints a prompt of attributes, without source or pose; --stage cfld may keep it frozen (unet_trainable in --config).
 
 A run folder holds config.json, log.jsonl (step, loss, lr, rows/s), samples/, checkpoints/ and at the end model/, a

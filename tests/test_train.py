@@ -651,7 +651,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
 def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_stays_frozen(
     tmp_path: Path, micro_folder: Path
 ) -> None:
-    """Two steps of each stage, on embedded people drawn from memory."""
+    """Two steps of each stage, on drawn people, from memory."""
     whole = dataclasses.replace(MICRO, unet_trainable="all")
     configs = {name: tmp_path / f"{name}.json" for name in ("all", "cross_kv")}
     for name, path in configs.items():

@@ -1,4 +1,4 @@
-"""Embedded people: clothed figures drawn from integers, with numpy and pillow alone.
+"""Drawn people: clothed figures made from integers, with numpy and pillow alone.
 
     person = identity(7)                                   who, in which clothes: an immutable description
     pose = sample_pose(np.random.default_rng(0))           how they stand, from where they are seen

@@ -1,4 +1,4 @@
-"""Write embedded people as a folder in the layout of DeepFashion In-shop.
+"""Write drawn people as a folder in the layout of DeepFashion In-shop.
 
     python -m cfld.people OUT --identities 2000 --poses 4 --seed 0 --workers 2
 
