@@ -174,8 +174,9 @@ class TrainConfig:
                     "epochs": 0, "min_snr": 0, "noise_offset": 0, "kl": 0, "clip": 0}  # fmt: skip
         for name, least in positive.items():
             value = getattr(self, name)
-            if value is not None and not least <= value < 2**63:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least} and below 2^63, found {value}")
+            limit, below = (math.inf, "finite") if isinstance(value, float) else (2**63, "below 2^63")
+            if value is not None and not least <= value < limit:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least} and {below}, found {value}")
         if self.steps and self.epochs:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs} both say how long: leave one of them out")
         if not self.timeout > 0:

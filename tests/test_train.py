@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import MICRO, micro_model
+from PIL import Image
 from references import relative_error
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -33,6 +34,7 @@ from cfld.files import alone_in
 from cfld.model import load
 from cfld.objective import draw_step, standardise, timestep_weights, training_loss, whiten
 from cfld.pose import pose_maps
+from cfld.sample import to_pictures
 from cfld.scheduler import Scheduler
 from cfld.train import NO_STEP, Run, TrainConfig, checkpoint_blocks, learning_rate, main
 
@@ -305,13 +307,17 @@ def test_a_bare_resume_without_a_checkpoint_starts_and_says_so(run, capsys) -> N
     assert (folder / "model" / "model.safetensors").is_file()
 
 
-def test_a_sample_grid_shows_held_out_pairs_with_fixed_seeds(run) -> None:
-    from PIL import Image
-
+def test_a_sample_grid_shows_held_out_pairs_with_fixed_seeds(run, fashion: Path) -> None:
     folder = run("grid", "--steps", 2, "--sample-every", 1, "--sample-steps", 2, "--lr", 0)
     first, second = (Image.open(folder / "samples" / f"step_0000000{i}.png") for i in (1, 2))
     assert first.size == (4 * 176, 4 * 256)
     assert first.tobytes() == second.tobytes()  # nothing was learnt, so nothing changed
+    pairs = FashionPairs(fashion, "test", MICRO.image_size, MICRO.swin.image_size)
+    shown = collate([pairs[i * len(pairs) // 4] for i in range(4)]).images
+    for column, images in ((0, shown[:4]), (2, shown[4:])):
+        for row, picture in enumerate(to_pictures(to_range(images), (256, 176))):
+            place = (176 * column, 256 * row, 176 * (column + 1), 256 * (row + 1))
+            assert first.crop(place).tobytes() == picture.tobytes(), (column, row)
 
 
 def test_the_vae_stage_makes_a_folder_that_the_next_stage_starts_from(run, tmp_path: Path) -> None:
