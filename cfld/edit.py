@@ -38,7 +38,7 @@ from cfld.data import to_range, to_square
 from cfld.files import HelpFormatter, UserError, command_parser, read_image, save_image
 from cfld.model import CFLD, Conditions
 from cfld.photo import fit, fitted
-from cfld.pose import POSE_HELP, joints_on, pose_maps, pose_settings
+from cfld.pose import POSE_HELP, joints_on, pose_settings
 from cfld.sample import (
     SOURCE_POSE_HELP,
     Reference,
@@ -48,9 +48,11 @@ from cfld.sample import (
     denoise,
     open_model,
     picture_grid,
+    pose_tensor,
     read_poses,
     read_source,
     settings,
+    source_tensor,
     to_pictures,
 )
 from cfld.scheduler import Scheduler
@@ -179,18 +181,6 @@ def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: i
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
-
-
-def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
-    """A photo as the source encoder takes it: (1, 3, 256, 256) in [-1, 1], as the weights are."""
-    return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.unet.conv_in.weight)
-
-
-def pose_tensor(model: CFLD, keypoints: np.ndarray) -> Tensor:
-    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256), as the weights are."""
-    weight = model.unet.conv_in.weight
-    joints = torch.as_tensor(keypoints, dtype=torch.float32, device=weight.device)
-    return pose_maps(joints, model.config.adapter.pose_size).to(weight)
 
 
 def run_edit(options: argparse.Namespace) -> None:
@@ -353,6 +343,7 @@ def run(argv: list[str]) -> None:
         "--pose",
         required=True,
         nargs="+",
+        action="extend",
         metavar="FILE",
         help=f"poses in their order, or a folder of .json or .npy files: {POSE_HELP}",
     )

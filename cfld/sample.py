@@ -217,6 +217,18 @@ def pose_picture(keypoints: Tensor, size: tuple[int, int]) -> Image.Image:
     return to_pictures(skeleton * 2 - 1, size)[0]
 
 
+def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
+    """A photo as the source encoder takes it: (1, 3, 256, 256) in [-1, 1], as the weights are."""
+    return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.unet.conv_in.weight)
+
+
+def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
+    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256), as the weights are."""
+    weight = model.unet.conv_in.weight
+    joints = torch.as_tensor(keypoints, dtype=torch.float32, device=weight.device)
+    return pose_maps(joints, model.config.adapter.pose_size).to(weight)
+
+
 def generate(
     model: CFLD,
     vae: VAE,
@@ -243,21 +255,19 @@ def generate(
     seed: of the first picture; the next has seed + 1, and so on
     -> B pictures
     """
-    config, device, photo = model.config, model.null_prompt.device, to_rgb(turned_upright(photo))
-    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32, device=device)
+    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
     if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
         raise UserError(
             f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: cfld.read_pose "
             "reads other layouts"
         )
     keypoints = keypoints.reshape(-1, 18, 2)
-    source_images = to_range(to_square(fitted(photo), config.source_size)[None].to(device))
     images = sample(
         model,
         vae,
-        Scheduler(config.scheduler),
-        source_images,
-        pose_maps(keypoints, config.adapter.pose_size),
+        Scheduler(model.config.scheduler),
+        source_tensor(model, to_rgb(turned_upright(photo))),
+        pose_tensor(model, keypoints),
         steps=steps,
         sampler=sampler,
         pose_scale=pose_scale,
@@ -267,7 +277,7 @@ def generate(
         progress=progress,
         on_step=on_step,
     )
-    return to_pictures(images, size or default_size(config.image_size))
+    return to_pictures(images, size or default_size(model.config.image_size))
 
 
 def check_steps(option: str, steps: int, config: CFLDConfig) -> None:
