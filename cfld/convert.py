@@ -36,6 +36,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
+    parse_seed,
     read_safetensors,
     read_tensors,
     write_json,
@@ -569,7 +570,7 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
     sub.add_argument("--clip", metavar="FILE", help="for B2 instead of Swin: clip-vit-large-patch14/model.safetensors")
     sub.add_argument("--ablation", choices=ABLATIONS, help="a row of Table 3 instead of the whole method")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the fresh parts")
+    sub.add_argument("--seed", type=parse_seed, default=0, help="seed of the fresh parts")
     sub.set_defaults(run=init)
 
     sub = commands.add_parser(

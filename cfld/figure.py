@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cfld.files import UserError, check_picture_name, command, command_parser, read_json, refuse_overwrite, save_image
+from cfld.files import UserError, check_picture_name, command, command_parser, read_object, refuse_overwrite, save_image
 from cfld.person import Array, error_inside
 from cfld.protocol import (
     NAME_HINT,
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
 def study_places(path: Path, names: Sequence[str]) -> dict[str, tuple[Colour, float]]:
     """The two methods of the highest Jab in a study's scores, and these. Raises UserError if none of the names is
     there with a number."""
-    scores = read_json(path)
+    scores = read_object(path)
     try:
         jab = {name: float(scores[name]["Jab"]) for name in names if name in scores}
     except (KeyError, TypeError, ValueError):

@@ -94,6 +94,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return first, second
 
 
+def parse_seed(text: str) -> int:
+    """A seed that every generator takes, for argparse."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and below 2^63, found {text!r}")
+    return int(text)
+
+
 def pick_device(name: str | None) -> torch.device:
     """The named device, or the best there is. Raises UserError if it is not there."""
     if name is None:

@@ -152,6 +152,8 @@ def denoise(
     on_step: called after step i = 0, 1, ... with i and the x_0 predicted there, (B, 4, 64, 64); what it raises ends all
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
+    if scheduler.config != model.config.scheduler:
+        raise UserError(f"the scheduler must be the model's, {model.config.scheduler}, found {scheduler.config}")
     if sampler not in SAMPLERS:
         raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
     spacing, take_step = SAMPLERS[sampler]

@@ -36,6 +36,7 @@ from cfld.files import (
     UserError,
     command,
     command_parser,
+    parse_seed,
     parse_size,
     read_image,
     read_json,
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--judged", type=int, default=30, help="real pictures in part 1, and as many generated")
     sub.add_argument("--compared", type=int, default=30, help="questions in part 2")
     sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all pictures")
-    sub.add_argument("--seed", type=int, default=0, help="of what is drawn, and of all orders")
+    sub.add_argument("--seed", type=parse_seed, default=0, help="of what is drawn, and of all orders")
     sub = commands.add_parser("score", help="the numbers of Fig. 4 from answers", formatter_class=HelpFormatter)
     sub.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
     sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the study's key")

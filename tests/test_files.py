@@ -1,5 +1,6 @@
 """What every command shares: pictures of any kind, errors of one line, places that cannot be written."""
 
+import argparse
 import json
 import os
 import struct
@@ -12,7 +13,7 @@ from PIL import Image
 from references import DATA
 
 from cfld import preview
-from cfld.files import command, read_image, read_object, refuse_overwrite, to_rgb, turned_upright
+from cfld.files import command, parse_seed, read_image, read_object, refuse_overwrite, to_rgb, turned_upright
 from cfld.playground import read_photo
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
@@ -108,3 +109,10 @@ def test_a_file_in_a_folder_s_place_is_named_before_the_work(tmp_path: Path, fai
         refuse_overwrite(tmp_path / "file" / "out.png", force=True)
 
     fails(main, words=["out.png", "cannot be written", "file is no folder"])
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**63), "1.5", "", "one"])
+def test_a_seed_that_a_generator_would_not_take_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 0 and below"):
+        parse_seed(text)
+    assert parse_seed(str(2**63 - 1)) == 2**63 - 1
