@@ -8,10 +8,12 @@ picture = cfld.generate(model, vae, photo, cfld.read_pose("pose.json"))[0]
 from typing import TYPE_CHECKING, Any
 
 from cfld.adapter import AdapterConfig, PoseAdapter
+from cfld.clip import CLIPConfig
 from cfld.config import SD15, TINY, CFLDConfig
+from cfld.files import UserError
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.model import CFLD, Conditions, load, save
-from cfld.pose import pose_maps, read_pose
+from cfld.pose import keypoints_from, pose_maps, read_pose
 from cfld.prd import PerceptionRefinedDecoder, PRDConfig
 from cfld.scheduler import Scheduler, SchedulerConfig
 from cfld.swin import Swin, SwinConfig
@@ -30,6 +32,7 @@ __all__ = [
     "VAE",
     "AdapterConfig",
     "CFLDConfig",
+    "CLIPConfig",
     "Conditions",
     "HGAConfig",
     "HybridGranularityAttention",
@@ -42,8 +45,10 @@ __all__ = [
     "SwinConfig",
     "UNet",
     "UNetConfig",
+    "UserError",
     "VAEConfig",
     "generate",
+    "keypoints_from",
     "load",
     "pose_maps",
     "read_pose",
@@ -57,3 +62,7 @@ def __getattr__(name: str) -> Any:
 
         return generate
     raise AttributeError(f"module 'cfld' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -77,6 +77,7 @@ from cfld.protocol import (
     SCORES,
     SIZES,
     SSIMS,
+    TEST_PAIRS,
     WEIGHTS,
     FolderSet,
     Method,
@@ -200,7 +201,6 @@ def open_pictures(folder: Path, asked: dict[str, Any]) -> None:
 
 def paint(
     folder: Path,
-    asked: dict[str, Any],
     pairs: FashionPairs,
     count: int,
     size: tuple[int, int],
@@ -210,7 +210,6 @@ def paint(
 ) -> None:
     """Paint the first count pairs into a folder, without those that are there. Each process takes its share."""
     if processes.first:
-        open_pictures(folder, asked)
         remove_leftovers(folder)
     processes.wait()
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
@@ -266,18 +265,18 @@ def vae_painter(folder: Path, device: torch.device, dtype: torch.dtype) -> Paint
     return painter
 
 
-def paint_pairs(options: argparse.Namespace, cases: PairSet, processes: Processes) -> Path:
-    """Paint what --model or --vae asks for. Returns the folder of pictures."""
+def plan_painting(options: argparse.Namespace, cases: PairSet, processes: Processes) -> Callable[[], None]:
+    """Check what --model or --vae asks for -> what paints the pictures that are not there yet."""
     source: Path = options.model or options.vae
     config: CFLDConfig = read_config(source / "config.json")
     check_steps("--steps", options.steps, config)
     device = processes.device(options.device)
-    precision = options.precision or ("bf16" if device.type == "cuda" else "fp32")
+    precision = options.precision or ("bf16" if device.type == "cuda" and options.model else "fp32")
     files = ("config.json", "vae.safetensors", *(("model.safetensors",) if options.model else ()))
     asked: dict[str, Any] = {
         **{name: sha256(source / name) for name in files},
         "size": options.size,
-        "pairs": cases.facts()["sha256 of all pairs"],
+        **{name: value for name, value in cases.facts().items() if name.startswith("sha256")},
         "resize": "bicubic, antialiased, truncated to 8 bits",
         "precision": precision,
     }
@@ -288,12 +287,10 @@ def paint_pairs(options: argparse.Namespace, cases: PairSet, processes: Processe
     else:
         make_painter = partial(vae_painter, source, device, PRECISIONS[precision])
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
-    asked["photos and joints"] = digest(
-        [(name, pairs.sizes[name], pairs.keypoints[name].tolist()) for name in pairs.photos]
-    )
     folder = options.out / "pictures"
-    paint(folder, asked, pairs, len(cases), cases.size, make_painter, options.batch, processes)
-    return folder
+    if processes.first:
+        open_pictures(folder, asked)
+    return partial(paint, folder, pairs, len(cases), cases.size, make_painter, options.batch, processes)
 
 
 # Measuring. ----------------------------------------------------------------------------------------------------------
@@ -325,6 +322,9 @@ def measure_part(
         for name, mask in (("person", case.person), ("face", case.face)):
             if mask is not None:
                 columns[name] = torch.tensor([error_inside(x / 255, case.truth / 255, mask) for x in pictures])
+        for name in ("PSNR", *SSIMS, *(["LPIPS"] if "LPIPS" in networks else [])):
+            if columns[name].isnan().any():
+                raise UserError(f"{name} of {cases.names(index)} must be a number, found none: are the weights whole?")
         scores = torch.stack([columns[name].double().cpu() for name in SCORES], dim=-1)
         results.setdefault("scores", []).append(scores)
         for name in FIDS:
@@ -443,7 +443,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--batch", type=int, default=8, help="pictures painted at a time; changes them by rounding alone"
     )
-    options.add_argument("--precision", choices=PRECISIONS, help="of weights (default: bf16 on CUDA, fp32 elsewhere)")
+    options.add_argument(
+        "--precision", choices=PRECISIONS, help="of weights (default: fp32, and of --model on CUDA bf16)"
+    )
     options.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
     options.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep pictures")
     return options
@@ -476,13 +478,14 @@ def row_name(options: argparse.Namespace, others: Iterable[str]) -> str:
 def pictures_to_measure(
     options: argparse.Namespace, cases: PairSet | FolderSet, processes: Processes
 ) -> tuple[Method, dict[str, Any]]:
-    """The method that the options ask for, painted if need be, and what a manifest says of its pictures."""
+    """The method that the options ask for, and what a manifest says of its pictures. Raises UserError if one of them
+    is not there or cannot be measured."""
     if options.ground_truth:
         return the_truth, {"pictures": "the truths"}
     if isinstance(cases, FolderSet):
         paths, folder, hint = cases.pictures, options.pred, ""
     else:
-        folder = options.pred or paint_pairs(options, cases, processes)
+        folder = options.pred or options.out / "pictures"
         paths, hint = find_pictures(folder, cases.pairs), NAME_HINT
     facts = {"folder": str(folder.resolve()), **check_pictures(paths, cases.size, hint, quiet=not processes.first)}
     if (folder / "manifest.json").is_file():
@@ -517,7 +520,11 @@ def write_results(
     write_csv(out / "numbers.csv", cases, methods, scores)
     write_json(out / "manifest.json", manifest)
     count = f"{'' if whole else 'partial: '}{len(cases)} of {cases.whole} pairs"
-    print(f"\n{table({f'{name} ({count})': row for name, row in rows.items()}, cases.size)}\n")
+    comparable = isinstance(cases, PairSet) and cases.whole == TEST_PAIRS
+    shown = {f"{name} ({count})": row for name, row in rows.items()}
+    print(f"\n{table(shown, cases.size, comparable, to_truths=isinstance(cases, FolderSet))}\n")
+    if not comparable:
+        print(f"Table 2's rows are of DeepFashion's {TEST_PAIRS:,} test pairs: not comparable, and left out")
     print(f"wrote {out}/numbers.csv and manifest.json")
 
 
@@ -556,14 +563,20 @@ def evaluate_here(options: argparse.Namespace, processes: Processes, held: conte
     processes.wait()  # until all have looked
     if processes.first:
         held.enter_context(alone_in(options.out))
+    if isinstance(cases, PairSet) and (options.model or options.vae):
+        paint_all = plan_painting(options, cases, processes)
+    else:
+        found, paint_all = pictures_to_measure(options, cases, processes), None
     real: dict[str, FeatureStatistics] = {}
     if isinstance(cases, PairSet):
         for measure in (measure for measure in FIDS if measure in networks):
             weights = sums[INCEPTIONS[FIDS[measure]]]
             real[measure] = real_statistics(cases, measure, networks[measure], weights, device, options.out, processes)
 
-    # Paint, or find and check what was painted.
-    method, facts = pictures_to_measure(options, cases, processes)
+    if paint_all is not None:
+        paint_all()
+        found = pictures_to_measure(options, cases, processes)
+    method, facts = found
     methods = {name: method, **others}
     asked = {
         "methods": [*methods],
@@ -584,7 +597,7 @@ def evaluate_here(options: argparse.Namespace, processes: Processes, held: conte
     parts = make_parts(options.out / f".parts_{digest(asked)}", len(cases), make, processes, "measuring")
     if processes.first:
         write_results(options.out, cases, list(methods), [read_safetensors(p)[0] for p in parts], real, asked)
-        for folder in options.out.glob(".parts_*"):
+        for folder in (*options.out.glob(".parts_*"), *options.out.glob(".real_*")):
             shutil.rmtree(folder)
 
 

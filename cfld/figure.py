@@ -6,7 +6,7 @@
 
 The number is LPIPS, or the mean absolute error on the person where LPIPS's public weights are not there. Pairs are
 counted from 0 in the order of the list and of numbers.csv. --study names the methods' Jab scores, {"CFLD": {"Jab":
-52.5}, ...}: the first is marked in red, the second in blue, as in the paper.
+52.5}, ...}: the first of them all is marked in red, the second in blue (the paper marks each picture by its own votes).
 """
 
 import argparse
@@ -52,17 +52,17 @@ class Tile(NamedTuple):
 
 
 def study_places(path: Path, names: Sequence[str]) -> dict[str, tuple[Colour, float]]:
-    """The two methods of the highest Jab in a study's scores, and these. Raises UserError if none of the names is
-    there with a number."""
+    """Of these names those that are first or second by Jab in a study's scores, with their Jab. Raises UserError if
+    none of the names is in it, or a method has no number."""
     scores = read_object(path)
     try:
-        jab = {name: float(scores[name]["Jab"]) for name in names if name in scores}
+        jab = {name: float(score["Jab"]) for name, score in scores.items()}
     except (KeyError, TypeError, ValueError):
         raise UserError(f'{path}: must hold a number for each method, as in {{"CFLD": {{"Jab": 52.5}}}}') from None
-    if not jab:
+    if not jab.keys() & set(names):
         raise UserError(f"{path}: must hold a score of {', '.join(names)}, found {', '.join(scores) or 'nothing'}")
     ranked = sorted(jab, key=lambda name: -jab[name])
-    return {name: (colour, jab[name]) for name, colour in zip(ranked, PLACES, strict=False)}
+    return {name: (colour, jab[name]) for name, colour in zip(ranked, PLACES, strict=False) if name in names}
 
 
 def draw_text(

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import stat
 import sys
 import time
 import zipfile
@@ -141,7 +143,8 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() and not replace_folder:
         raise UserError(f"{path} already exists: choose another name or remove it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    unique = f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"  # among machines and threads as well
+    temporary = path.with_name(f"{unique}.tmp{path.suffix}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,7 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
             if path.is_dir():
-                aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+                aside = path.with_name(f"{unique}.old")
                 os.replace(path, aside)
                 os.replace(temporary, path)
                 shutil.rmtree(aside)
@@ -174,7 +177,7 @@ def remove(path: Path) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
-    pattern = re.compile(r"\..+\.\d+\.(old|tmp(\.\w+)?)|\.tmp\w{6}")
+    pattern = re.compile(r"\..+\.\d+(\.[0-9a-f]{8})?\.(old|tmp(\.\w+)?)|\.tmp\w{6}")
     return [path for path in folder.glob(".*") if pattern.fullmatch(path.name)]
 
 
@@ -393,6 +396,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any file's: the library lets nobody else read it
         save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
-        os.umask(umask := os.umask(0))
-        temporary.chmod(0o666 & ~umask)  # as any file: the library lets nobody else read it
+        temporary.chmod(stat.S_IMODE(mode))

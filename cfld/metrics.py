@@ -176,7 +176,9 @@ class FeatureStatistics:
         if tensors.keys() != {"count", "mean", "scatter"}:
             raise UserError(f"{path}: must hold feature statistics, found {', '.join(sorted(tensors)) or 'nothing'}")
         if (found := metadata.get("label")) != label:
-            raise UserError(f'{path}: must hold statistics of "{label}", found "{found}": take or make another file')
+            raise UserError(
+                f'{path}: must hold statistics of "{label}", found "{found}": remove it, or keep it elsewhere'
+            )
         statistics = cls(len(tensors["mean"]), label)
         statistics.count = int(tensors["count"])
         statistics.mean, statistics.scatter = tensors["mean"], tensors["scatter"]

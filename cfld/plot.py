@@ -43,7 +43,7 @@ def smooth(points: Points) -> Points:
 def ticks(low: float, high: float) -> list[float]:
     """Three to eight round numbers within low .. high."""
     unit = 10 ** math.floor(math.log10((high - low) / 3))
-    unit *= next(m for m in (5, 2, 1) if (high - low) / (m * unit) >= 3)
+    unit *= next(m for m in (5, 2, 1) if (high - low) / (m * unit) >= 3 - 1e-9)
     return [i * unit for i in range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)]
 
 

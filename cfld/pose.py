@@ -77,13 +77,13 @@ def paint(canvas: Tensor, colour: tuple[int, ...], coverage: Tensor) -> Tensor:
     return torch.lerp(canvas, ink.expand_as(canvas), coverage[:, None])
 
 
-def pose_maps(keypoints: Tensor, size: int) -> Tensor:
+def pose_maps(keypoints: Tensor | np.ndarray, size: int) -> Tensor:
     """Draw pose maps, a batch at a time, on the keypoints' device.
 
-    keypoints (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
+    keypoints (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing; an array is taken to the CPU
     -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then a heat map a joint; what is missing leaves no trace
     """
-    unit = size / 256
+    keypoints, unit = torch.as_tensor(keypoints, dtype=torch.float32), size / 256
     positions = map_positions(keypoints, size)
     present = (positions >= 0).all(dim=-1)  # (B, J)
     axis = torch.arange(size, device=keypoints.device, dtype=torch.float32)
@@ -292,11 +292,12 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def read_joints(
-    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+    text: str | Path, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
 ) -> Joints:
     """What --pose takes -> joints and the size of their picture, as joints_from gives them: "annotation.csv#name"; a
     .json or .npy file as joints_from describes; or a photo, whose joints cfld.estimator finds. min_confidence: None is
     SURE for a photo and 0 for a file. Raises UserError."""
+    text = str(text)
     if "#" in text and not Path(text).is_file():
         path, name = text.rsplit("#", 1)
         annotations = read_annotations(path)
@@ -321,7 +322,7 @@ def read_joints(
 
 
 def read_pose(
-    text: str, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+    text: str | Path, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
 ) -> np.ndarray:
     """What read_joints takes -> keypoints (18, 2) as (y, x) in FRAME, fitted as their photo would be. Raises
     UserError."""

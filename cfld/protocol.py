@@ -11,6 +11,7 @@ Pictures are (H, W, 3) uint8 here, labels (H, W) uint8, masks (H, W) bool.
 
 import hashlib
 import io
+import json
 import math
 import os
 from collections import Counter
@@ -58,6 +59,7 @@ MEANINGS = {
     "person": "mean absolute error in [0, 1] on the person",
     "face": "the same in the face box, of the pairs whose target shows a face",
 }
+TEST_PAIRS = 8570  # of DeepFashion: what the published rows are of
 PUBLISHED: dict[tuple[int, int], dict[str, tuple[float | None, ...]]] = {  # Table 2: FID, LPIPS, SSIM, PSNR
     (256, 176): {
         "PATN": (20.728, 0.2533, 0.6714, None),
@@ -233,10 +235,15 @@ class PairSet:
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the set."""
         listed = "\n".join(",".join(pair) for pair in self.photos.pairs)
+        joints = {name: self.photos.keypoints[name].tolist() for name in self.photos.photos}
+        seen = [[name, self.photos.sizes[name], joints[name]] for name in self.photos.photos]
+        if self.has_masks:
+            seen += [[name, (self.masks / f"{stem(name)}.png").stat().st_size] for name in self.photos.photos]
         return {
             "data": str(self.root.resolve()),
             "pairs": f"{'partial: the first ' if len(self) < self.whole else ''}{len(self)} of {self.whole}",
             "sha256 of all pairs": hashlib.sha256(listed.encode()).hexdigest(),
+            "sha256 of joints and lengths of files": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
             "truth and source": "pillow bicubic from the photo to the size",
             "person": "part masks of masks_test/" if self.has_masks else "cfld.person.person_region",
         }
@@ -343,18 +350,21 @@ def load_network(folder: Path, measure: str) -> nn.Module:
 # The table. ----------------------------------------------------------------------------------------------------------
 
 
-def table(rows: dict[str, Row], size: tuple[int, int]) -> str:
-    """Measured rows below the published ones of the size, a line each."""
+def table(rows: dict[str, Row], size: tuple[int, int], comparable: bool = True, to_truths: bool = False) -> str:
+    """Measured rows, a line each, below the published ones of the size if they are comparable. to_truths: the FIDs are
+    to the truths, and called so."""
     published = {
         f"{name} (published)": dict(zip(COLUMNS, values, strict=False))
         for name, values in PUBLISHED.get(size, {}).items()
+        if comparable
     }
     width = max(map(len, [*published, *rows]))
-    cell = {name: max(len(name), 7) + 2 for name in COLUMNS}
+    called = {name: f"{name} to truths" if to_truths and name in FIDS else name for name in COLUMNS}
+    cell = {name: max(len(title), 7) + 2 for name, title in called.items()}
 
     def line(name: str, row: dict[str, Any]) -> str:
         values = {c: "-" if row.get(c) is None else f"{row[c]:.{digits}f}" for c, digits in COLUMNS.items()}
         return f"{name:{width}}" + "".join(f"{values[c]:>{cell[c]}}" for c in COLUMNS)
 
-    head = f"{f'{size[0]}x{size[1]}':{width}}" + "".join(f"{name:>{w}}" for name, w in cell.items())
+    head = f"{f'{size[0]}x{size[1]}':{width}}" + "".join(f"{called[c]:>{w}}" for c, w in cell.items())
     return "\n".join([head, *(line(name, row) for name, row in {**published, **rows}.items())])

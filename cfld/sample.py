@@ -154,6 +154,8 @@ def denoise(
     """
     if scheduler.config != model.config.scheduler:
         raise UserError(f"the scheduler must be the model's, {model.config.scheduler}, found {scheduler.config}")
+    if vae.config != model.config.vae:
+        raise UserError(f"the VAE must be the model's, {model.config.vae}, found {vae.config}")
     if sampler not in SAMPLERS:
         raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
     spacing, take_step = SAMPLERS[sampler]
@@ -192,7 +194,7 @@ def denoise(
             "model folder that is whole"
         )
     at_a_time = max(DECODED_PIXELS // model.config.image_size**2, 1)
-    parts = latents.to(weight.dtype).split(at_a_time)
+    parts = latents.to(next(vae.parameters())).split(at_a_time)
     return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
 
 
@@ -260,8 +262,8 @@ def generate(
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
     if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
         raise UserError(
-            f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: cfld.read_pose "
-            "reads other layouts"
+            f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: "
+            "cfld.keypoints_from makes them of other layouts, and cfld.read_pose of files"
         )
     keypoints = keypoints.reshape(-1, 18, 2)
     images = sample(

@@ -45,6 +45,7 @@ from cfld.files import (
     write_json,
     write_text,
 )
+from cfld.photo import TOLERANCE
 from cfld.plot import GRID, INK, ticks
 from cfld.protocol import NAME_HINT, find_pictures
 
@@ -85,9 +86,15 @@ def choose_pairs(pairs: list[Pair], judged: int, compared: int, rng: np.random.G
 
 
 def embed(path: Path, size: tuple[int, int]) -> str:
-    """A picture as a JPEG of this (height, width) in base64: neither its size nor its format tells where it is from."""
-    buffer = io.BytesIO()
-    picture = read_image(path).resize(size[::-1], Image.Resampling.BICUBIC)
+    """A picture as a JPEG of this (height, width) in base64: neither its size nor its format tells where it is from.
+    Raises UserError for one that would have to be enlarged or squeezed, which a volunteer would see."""
+    buffer, picture = io.BytesIO(), read_image(path)
+    if picture.height < size[0] or abs(picture.height * size[1] / (picture.width * size[0]) - 1) > TOLERANCE:
+        raise UserError(
+            f"{path} must be of {size[0]}x{size[1]} (--size, height x width) or larger, in the same shape, found "
+            f"{picture.height}x{picture.width}: resize or cut all of them alike"
+        )
+    picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     picture.save(buffer, "jpeg", quality=95, subsampling=0)
     return base64.b64encode(buffer.getvalue()).decode()
 

@@ -1,11 +1,9 @@
 """Swin Transformer: the source image encoder H_S (Sec. 3.2, Table 1; Liu et al., ICCV 2021).
 
 A source image becomes four maps F_s = [f_1, f_2, f_3, f_4], finest first. f_4 feeds the perception-refined decoder,
-f_1 to f_3 feed hybrid-granularity attention. Swin-B's public weights were made for 384 pixels and windows of 12; here
-it runs on 256 pixels with windows of 16.
+f_1 to f_3 feed hybrid-granularity attention. Swin-B's public weights are of 384 pixels and windows of 12.
 
-Letters in shapes: B images, H x W positions of a map, C its width, U the side of a window, N = U * U its tokens, K
-windows a map, S heads.
+Letters in shapes: B images, H x W positions, C channels, U a window's side, N = U * U tokens, K windows, S heads.
 """
 
 from dataclasses import dataclass

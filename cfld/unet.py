@@ -72,6 +72,8 @@ class ResBlock(nn.Module):
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:
     """x (S, ...) -> (rows, ...), all of x again and again; x itself if it has as many rows."""
+    if rows % len(x):
+        raise ValueError(f"rows of conditions must be a multiple of those of latents, found {rows} and {len(x)}")
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # unlike repeat, it keeps channels last
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,8 +20,9 @@ from references import randomise
 from torch import Tensor
 
 from cfld import evaluate, figure, protocol
-from cfld.evaluate import Processes, main, open_pictures, paint, truncated
-from cfld.files import UserError, read_json
+from cfld.evaluate import Processes, main, make_parts, open_pictures, paint, truncated
+from cfld.figure import Tile
+from cfld.files import UserError, read_json, read_safetensors
 from cfld.metrics import (
     ALEXNET,
     INCEPTIONS,
@@ -134,6 +136,8 @@ def test_every_number_is_what_the_metrics_say_of_the_same_pictures(
     for pictures in (images, to_images([resized(photo, SIZE) for photo in real])):
         sets.append(FeatureStatistics(48))
         sets[-1].update(inception(pictures))
+    boxes = [cases[i].face for i in range(len(cases))]
+    assert sum(box.any() for box in boxes) > 0
     expected: dict[str, Tensor] = {
         "LPIPS": lpips(images, truths),
         "PSNR": psnr(images, truths),
@@ -143,20 +147,28 @@ def test_every_number_is_what_the_metrics_say_of_the_same_pictures(
         "person": torch.stack(
             [(x - y).abs()[:, cases[i].person].mean() for i, (x, y) in enumerate(zip(images, truths, strict=True))]
         ),
+        "face": torch.stack(
+            [
+                (x - y).abs()[:, box].mean() if box.any() else torch.tensor(math.nan)
+                for x, y, box in zip(images, truths, boxes, strict=True)
+            ]
+        ),
     }
     row = read_json(out / "manifest.json")["rows"]["mine"]
     rows = read_csv(out, "mine")
+    manifest = read_json(out / "manifest.json")
     for name, values in expected.items():
-        assert row[name] == pytest.approx(values.double().mean().item(), rel=1e-5), name
-        assert [float(line[name]) for line in rows] == pytest.approx(values.tolist(), rel=1e-5), name
+        there = [value for value in values.double().tolist() if not math.isnan(value)]
+        assert row[name] == pytest.approx(sum(there) / len(there), rel=1e-5), name
+        assert [float(line[name]) for line in rows if line[name]] == pytest.approx(there, rel=1e-5), name
+        assert manifest["pictures with the number"][name] == len(there)
     distance = fid(sets[0].mean, sets[0].covariance, sets[1].mean, sets[1].covariance)
     assert row["FID"] == pytest.approx(distance, rel=1e-6) and distance > 0
     assert [(line["from"], line["to"]) for line in rows] == cases.pairs
     line = next(line for line in printed.splitlines() if line.startswith("mine (3 of 3 pairs)"))
     assert f"{row['PSNR']:.3f}" in line and f"{row['LPIPS']:.4f}" in line and f"{row['FID']:.3f}" in line
-    assert "CFLD (published)" in printed and "6.804" in printed
+    assert "(published)" not in printed and "8,570 test pairs: not comparable" in printed
     assert INCEPTIONS["fid"] in printed and "FID std is not measured" in printed
-    manifest = read_json(out / "manifest.json")
     assert manifest["weights"].keys() == {ALEXNET, LPIPS_HEADS, INCEPTIONS["fid_pgpis"]}
     assert "256x176, pillow bicubic, 3 photos" in manifest["real sets"]["FID"]
     assert not list(out.glob(".*")) and not list((small / "evaluation").glob(".*"))
@@ -201,8 +213,28 @@ def test_pictures_are_truncated_to_8_bits_as_the_public_codes_are() -> None:
     assert [np.asarray(picture).max() for picture in truncated(images, (32, 22))] == [0, 0, 255]
 
 
+TABLE_2 = {
+    (256, 176): """
+        PATN 20.728 0.2533 0.6714 -; ADGAN 14.540 0.2255 0.6735 -; GFLA 9.827 0.1878 0.7082 -;
+        PISE 11.518 0.2244 0.6537 -; SPGNet 16.184 0.2256 0.6965 17.222; DPTN 17.419 0.2093 0.6975 17.811;
+        NTED 8.517 0.1770 0.7156 17.740; CASD 13.137 0.1781 0.7224 17.880;
+        PIDM (checkpoint) 6.812 0.2006 0.6621 15.630; PIDM (released images) 6.440 0.1686 0.7109 17.399;
+        PoCoLD 8.067 0.1642 0.7310 -; CFLD 6.804 0.1519 0.7378 18.235;
+        VAE reconstruction 7.967 0.0104 0.9660 33.515; ground truth 7.847 0 1 inf""",
+    (512, 352): """
+        CoCosNet2 13.325 0.2265 0.7236 -; NTED 7.645 0.1999 0.7359 17.385; PoCoLD 8.416 0.1920 0.7430 -;
+        CFLD 7.149 0.1819 0.7478 17.645; VAE reconstruction 8.187 0.0217 0.9231 30.214; ground truth 8.010 0 1 inf""",
+}
+
+
 def test_the_published_rows_are_those_of_table_2() -> None:
-    assert [len(rows) for rows in PUBLISHED.values()] == [14, 6]
+    for size, text in TABLE_2.items():
+        rows = [row.rsplit(maxsplit=4) for row in text.split(";")]
+        numbers = {name.strip(): tuple(None if x == "-" else float(x) for x in rest) for name, *rest in rows}
+        assert numbers == PUBLISHED[size]
+    assert PUBLISHED.keys() == TABLE_2.keys()
+    assert "published" not in table({"mine": {}}, SIZE, comparable=False)
+    assert "FID to truths" in table({}, SIZE, to_truths=True) and "to truths" not in table({}, SIZE)
     text = table({"mine (3 of 3 pairs)": {"FID": 1.0, "PSNR": None}}, (512, 352))
     assert "CFLD (published)" in text and "17.645" in text and "6.804" not in text
     assert text.splitlines()[-1].split() == ["mine", "(3", "of", "3", "pairs)", "1.000", *"--------"]
@@ -356,9 +388,23 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
     for folder, world in (("alone", 1), ("shared", 3)):
         for rank in range(world):
-            paint(tmp_path / folder, {"seed": 0}, pairs, 7, (32, 22), lambda: painter, 2, Processes(rank, world))
+            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, Processes(rank, world))
     contents = [{p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("alone", "shared")]
     assert contents[0] == contents[1] and len(contents[0]) == 7 and len(set(contents[0].values())) == 7
+
+
+def test_processes_share_the_parts_and_get_all_of_them_in_order(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "PART", 3)
+    made: dict[int, list[int]] = {0: [], 1: []}
+    for rank in (0, 1):
+
+        def make(part: range, mine: list[int] = made[rank]) -> dict[str, Tensor]:
+            mine.append(part.start)
+            return {"x": torch.arange(part.start, part.stop)}
+
+        paths = make_parts(tmp_path, 10, make, Processes(rank, 2), "making")
+    assert made == {0: [0, 6], 1: [3, 9]}
+    assert torch.equal(torch.cat([read_safetensors(path)[0]["x"] for path in paths]), torch.arange(10))
 
 
 def test_an_interrupted_measurement_goes_on(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,13 +545,24 @@ def test_the_backdrop_is_the_colour_of_the_border() -> None:
 # The figure, and the other words. ------------------------------------------------------------------------------------
 
 
-def test_the_figure_shows_pairs_and_marks_the_studys_first_two(small: Path, tmp_path: Path, fails) -> None:
+def test_the_figure_shows_pairs_and_marks_the_studys_first_two(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails
+) -> None:
     paths = predictions(small, tmp_path / "mine")
     (tmp_path / "study.json").write_text('{"Mine": {"Jab": 52.5, "R2G": 1}, "copy of the source": {"Jab": 17.6}}')
     out = tmp_path / "figure.png"
     command = ["figure", "--data", small, "--method", f"Mine={tmp_path / 'mine'}", "--method", "copy of the source",
                "--method", "empty backdrop", "--weights", tmp_path, "--out", out]  # fmt: skip
+    captions: list[str] = []
+    monkeypatch.setattr(figure, "Tile", lambda *parts: captions.append((*parts, "")[1]) or Tile(*parts))
     run(*command, "--pairs", 2, 0, "--study", tmp_path / "study.json")
+    cases, error = PairSet(small, SIZE), figure.error_inside
+    numbers = [
+        error(picture / 255, cases[i].truth / 255, cases[i].person)
+        for i, path in ((2, paths[2]), (0, paths[0]))
+        for picture in (np.asarray(Image.open(path)), cases[i].source, protocol.empty_backdrop(i, cases[i]))
+    ]
+    assert [caption for caption in captions if caption] == [f"{number:.3f}" for number in numbers]
     image = np.asarray(Image.open(out))
     assert image.shape[1] == 6 + 6 * 182 and image.shape[0] > 2 * 256
     case = PairSet(small, SIZE)[2]
@@ -516,6 +573,11 @@ def test_the_figure_shows_pairs_and_marks_the_studys_first_two(small: Path, tmp_
     assert np.array_equal(mine[3:-3, 3:-3], np.asarray(Image.open(paths[2]))[3:-3, 3:-3])
     frames = [tuple(image[line + 1, 6 + column * 182 + 88]) for column in (3, 4, 5)]
     assert frames[:2] == list(figure.PLACES) and frames[2] not in figure.PLACES
+    scores = {"Better": {"Jab": 60}, "Mine": {"Jab": 52.5}, "copy of the source": {"Jab": 17.6}}
+    (tmp_path / "study.json").write_text(json.dumps(scores))  # whose first is not shown: nothing here is first
+    assert figure.study_places(tmp_path / "study.json", ["Mine", "copy of the source"]) == {
+        "Mine": (figure.PLACES[1], 52.5)
+    }
     fails(main, *command, words=["figure.png already exists"])
     fails(main, *command, "--force", "--pairs", 3, words=["within 0 .. 2, found [3]"])
     fails(main, *command, "--force", "--method", "magic", words=["--method magic", "copy of the source"])

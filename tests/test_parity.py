@@ -86,6 +86,9 @@ def test_the_unet_takes_conditions_for_all_places_or_none() -> None:
     for wrong in (biases[:3], [*biases, biases[0]]):
         with pytest.raises(ValueError, match=f"must be 9 tensors, found {len(wrong)}"):
             unet(latents, t, prompt, query_biases=wrong)
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"multiple of those of latents, found {rows} and 2"):
+            unet(latents.repeat(2, 1, 1, 1), t, prompt.repeat(rows, 1, 1))
     with pytest.raises(ValueError, match="argument 2"):
         unet(latents, t, prompt, pose_features=[noise(1, 16, 8, 8)])
 

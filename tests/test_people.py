@@ -49,6 +49,34 @@ PART = {name: number for number, name in enumerate(PARTS)}
 GRAY = (0.5, 0.5, 0.5)
 PLAID = Textile("plaid", ((0.9, 0.1, 0.1), (0.1, 0.2, 0.8), (0.9, 0.9, 0.2), GRAY), repeat=0.15, seed=3)
 GREEN = Textile("solid", ((0.1, 0.8, 0.2), GRAY, GRAY, GRAY), repeat=0.2, seed=0)
+PINNED = {
+    3: (
+        {
+            "hair": "shoulder",
+            "outfit": "dress",
+            "top": "uneven stripes",
+            "outer": "uneven stripes",
+            "bottom": "skirt",
+            "shoes": "sneaker",
+        },
+        [[207, 233], [194, 219], [161, 175], [200, 212]],
+    ),
+    11: (
+        {"hair": "shoulder", "outfit": "dress", "top": "solid", "outer": "solid", "bottom": "skirt", "shoes": "pump"},
+        [[208, 222], [199, 214], [204, 220], [217, 225]],
+    ),
+    42: (
+        {
+            "hair": "short",
+            "outfit": "top",
+            "top": "uneven stripes",
+            "outer": "uneven stripes",
+            "bottom": "shorts",
+            "shoes": "loafer",
+        },
+        [[201, 233], [177, 209], [168, 209], [185, 191]],
+    ),
+}
 
 
 def digest(photo: Rendered) -> str:
@@ -98,6 +126,16 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process_with_another_numb
         env = os.environ | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         assert there.stdout.split() == here
+
+
+def test_a_seed_draws_what_it_drew_when_this_was_written() -> None:
+    """If this fails, pictures have changed: raise GENERATOR, so that no folder is continued with other people."""
+    for seed, (words, brightness) in PINNED.items():
+        found = attributes(identity(seed))
+        assert {name: value for name, value in found.items() if isinstance(value, str)} == words
+        picture = draw(seed, 2).image.astype(float)
+        means = picture.reshape(4, 64, 2, 88, 3).mean(axis=(1, 3, 4))
+        assert np.abs(means - brightness).max() < 1
 
 
 def test_what_was_rendered_before_does_not_matter() -> None:
@@ -433,6 +471,17 @@ def test_a_worker_that_is_killed_is_said_and_not_waited_for(tmp_path: Path) -> N
     finally:
         run.kill()
     assert run.returncode == 2 and "a worker was ended from outside" in said and "Traceback" not in said
+
+
+def test_workers_are_started_in_whatever_way_a_system_starts_them(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing, runpy, sys; multiprocessing.set_start_method('spawn')\n"
+        "if __name__ == '__main__': runpy.run_module('cfld.people', run_name='__main__', alter_sys=True)"
+    )
+    options = ["--identities", "4", "--poses", "2", "--height", "64", "--test-fraction", "0.25", "--workers", "2"]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out"), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert folder_digest(tmp_path / "out") == folder_digest(folder)
 
 
 def test_two_commands_do_not_draw_into_one_folder(folder: Path, monkeypatch, capsys) -> None:

@@ -62,7 +62,8 @@ def refuse_seeds(first: int, last: int, limit: int = TRAINING_SEEDS) -> None:
 
 
 def photo_pose(seed: int, index: int) -> Pose:
-    """The pose of photo `index` of a person: 0 is seen from the front, 1 from behind, the others from anywhere."""
+    """The pose of photo `index` of a person: 0 is seen from the front, 1 from behind unless they sit, the others from
+    anywhere."""
     view = ("front", "back")[index] if index < 2 else None
     return sample_pose(stream(seed, POSE, index), view=view)
 

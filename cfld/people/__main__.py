@@ -22,6 +22,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from cfld.files import (
     alone_in,
     atomic,
     command,
+    leftovers,
     read_json,
     remove_leftovers,
     write_json,
@@ -39,7 +41,9 @@ from cfld.files import (
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
 
-GENERATOR = 1  # raise it whenever the same seed gives other pictures: old folders are then not continued
+# Raise the first number whenever the same seed gives other pictures: old folders are then not continued. Numpy 1 and 2
+# round products of single and double precision differently, which a few pixels show.
+GENERATOR = f"1, numpy {np.__version__.partition('.')[0]}"
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 Record = dict[str, Any]  # {"seed": int, "photos": [{"name": str, "y": [18 ints], "x": [18 ints]}]}
 
@@ -54,7 +58,7 @@ class Plan:
     test_fraction: float
     height: int
     supersample: int
-    generator: int = GENERATOR
+    generator: str = GENERATOR
 
     @property
     def seeds(self) -> range:
@@ -108,7 +112,7 @@ def open_folder(folder: Path, plan: Plan) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} must be a folder, found a file: choose another place")
     if not manifest.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and set(folder.iterdir()) - set(leftovers(folder)):
             raise UserError(f"{folder} must be empty or made by this command, found other files: choose another folder")
         write_json(manifest, asdict(plan))
         return
@@ -222,6 +226,11 @@ def check(plan: Plan, workers: int, reserved: bool) -> None:
     for option, value, most in (("--height", plan.height, 4096), ("--supersample", plan.supersample, 8)):
         if value > most:
             raise UserError(f"{option} must be {most} or less, found {value}: choose a smaller number")
+    if plan.height * plan.supersample > 8192:
+        raise UserError(
+            f"--height times --supersample must be 8192 or less, found {plan.height * plan.supersample}: a worker "
+            "would need gigabytes"
+        )
     if plan.height % 16:
         raise UserError(
             f"--height must be a multiple of 16, so that the width is whole, found {plan.height}: try 256 or 512"
@@ -258,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     check(plan, args.workers, args.reserved_seeds)
     open_folder(args.out, plan)
     with alone_in(args.out):
-        for folder in args.out.glob("*/"):
+        for folder in (args.out, *args.out.glob("*/")):
             remove_leftovers(folder)
         records = photograph_all(args.out, plan, args.workers)
         write_lists(args.out, plan, records)
@@ -266,4 +275,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from cfld.people.__main__ import main as command_of_the_module  # whose functions workers can import by their name
+
+    raise SystemExit(command_of_the_module())

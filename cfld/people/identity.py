@@ -83,7 +83,8 @@ class Identity:
 
 
 def stream(seed: int, purpose: int, index: int = 0) -> Generator:
-    """The random numbers of one purpose of one seed, independent of all others."""
+    """The random numbers of one purpose of one seed, independent of its other purposes. (Numpy pads keys with zeros:
+    those of purpose 0 and index 0 are default_rng(seed)'s, from which the noise of cloth is drawn, too.)"""
     return np.random.default_rng(np.random.SeedSequence([seed, purpose, index]))
 
 

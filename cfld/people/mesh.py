@@ -42,7 +42,7 @@ class Surface:
 
     def __init__(self, table: Array) -> None:
         """table (N, 15): the attributes above, in their order."""
-        for name, column in zip(self.__annotations__, np.ascontiguousarray(table.T), strict=True):
+        for name, column in zip(Surface.__annotations__, np.ascontiguousarray(table.T), strict=True):
             setattr(self, name, column)
 
     def raised(self, by: float) -> "Surface":
