@@ -112,32 +112,33 @@ def interpolated(first: Conditions, second: Conditions, weights: Tensor) -> Cond
 
 
 @torch.no_grad()
-def in_poses(model: CFLD, source_images: Tensor, poses: Tensor, batch: int) -> Iterator[Conditions]:
-    """One source (1, 3, 256, 256) in many poses (n, 21, 256, 256): Conditions of batch rows or fewer at a time. The
-    source is encoded once."""
-    source = model.condition(source_images, poses[:1])
-    for part in poses.split(batch):
-        rows = len(part), -1, -1
+def in_poses(model: CFLD, source_images: Tensor, keypoints: np.ndarray, batch: int) -> Iterator[Conditions]:
+    """One source (1, 3, 256, 256) in many poses (n, 18, 2): Conditions of batch rows or fewer at a time. The source is
+    encoded once."""
+    source = model.condition(source_images, pose_tensor(model, keypoints[:1]))
+    for first in range(0, len(keypoints), batch):
+        poses = pose_tensor(model, keypoints[first : first + batch])
+        rows = len(poses), -1, -1
         biases = source.query_biases and [x.expand(rows) for x in source.query_biases]
-        yield Conditions(source.prompt.expand(rows), model.pose_adapter(part), biases)
+        yield Conditions(source.prompt.expand(rows), model.pose_adapter(poses), biases)
 
 
-def paint_frames(model: CFLD, vae: VAE, parts: Iterable[Conditions], seed: int, **how: Any) -> Tensor:
+def paint_frames(model: CFLD, vae: VAE, parts: Iterable[Conditions], seed: int, **how: Any) -> Iterator[Tensor]:
     """Paint frames that belong together: all from the same noise, at every step, so that they differ by their
-    conditions alone. parts: Conditions, a batch at a time; how: what denoise takes -> images (n, 3, 512, 512)."""
-    images = []
+    conditions alone. parts: Conditions, a batch at a time; how: what denoise takes -> images (b, 3, 512, 512), a batch
+    at a time as well."""
     for conditions in parts:
         noise = [torch.Generator().manual_seed(seed) for _ in conditions.prompt]
-        images.append(denoise(model, vae, Scheduler(model.config.scheduler), conditions, generator=noise, **how))
-    return torch.cat(images)
+        yield denoise(model, vae, Scheduler(model.config.scheduler), conditions, generator=noise, **how)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
 def read_mask(path: str, reference: Image.Image) -> Image.Image:
-    """A picture of the reference's size, white where it is to be painted, black elsewhere. Raises UserError."""
-    mask = read_image(path).convert("L")
+    """A picture of the reference's size, white where it is to be painted, black elsewhere and where it is transparent.
+    Raises UserError."""
+    mask = read_image(path, upright=True, backdrop="black").convert("L")
     if mask.size != reference.size:
         raise UserError(
             f"{path}: the mask must be as large as the reference, {reference.width}x{reference.height}, "
@@ -169,13 +170,13 @@ def pose_files(texts: Sequence[str]) -> list[str]:
 
 def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: int) -> None:
     """Write frames as an animation (.gif) or as one picture, so many across. The colours of an animation are the same
-    256 in all frames: what does not move does not flicker."""
+    256 in all frames, and no error of a pixel's goes to its neighbours: what does not move does not flicker."""
     sheet = picture_grid([frames[x::across] for x in range(min(across, len(frames)))])
     if path.suffix.lower() != ".gif":
         save_image(path, sheet)
         return
     palette = sheet.quantize(256)
-    first, *rest = (frame.quantize(palette=palette) for frame in frames)
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     hundredths = max(round(100 / fps), 1)  # GIF counts in these
     save_image(path, first, save_all=True, append_images=rest, duration=10 * hundredths, loop=0, optimize=False)
 
@@ -222,8 +223,9 @@ def write_frames(
     model: CFLD, vae: VAE, parts: Iterable[Conditions], outs: Sequence[Path], options: argparse.Namespace
 ) -> None:
     """Paint what the parts say and write it under each name."""
-    images = paint_frames(model, vae, parts, options.seed, progress=True, **settings(options))
-    frames = to_pictures(images, options.size or default_size(model.config.image_size))
+    size = options.size or default_size(model.config.image_size)
+    painted = paint_frames(model, vae, parts, options.seed, progress=True, **settings(options))
+    frames = [frame for images in painted for frame in to_pictures(images, size)]
     for out in outs:
         save_frames(out, frames, options.fps, options.across)
         print(f"wrote {out}")
@@ -263,7 +265,7 @@ def run_sequence(options: argparse.Namespace) -> None:
     photo = read_source(options.source, options.source_pose, options)
     keypoints = read_poses(pose_files(options.pose), options, together=True)
     model, vae = open_model(options)
-    parts = in_poses(model, source_tensor(model, photo), pose_tensor(model, keypoints), options.batch)
+    parts = in_poses(model, source_tensor(model, photo), keypoints, options.batch)
     write_frames(model, vae, parts, outs, options)
 
 
@@ -307,7 +309,7 @@ def run_attention(options: argparse.Namespace) -> None:
         with torch.no_grad():
             conditions = model.condition(source_image, pose_tensor(model, keypoints))
         with token_maps(model, 1) as tokens:
-            images = paint_frames(model, vae, [conditions], options.seed, progress=True, **how)
+            (images,) = paint_frames(model, vae, [conditions], options.seed, progress=True, **how)
         rows += sheet_rows(to_pictures(images, TILE)[0], "painted", queries, {"UNet": tokens[0]})
     save_image(out, ragged_grid(rows))
     print(f"wrote {out}")

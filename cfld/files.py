@@ -286,12 +286,13 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """A picture of any format that pillow reads, as RGB; upright: turned as its camera says."""
+def read_image(path: str | Path, upright: bool = False, backdrop: str = "white") -> Image.Image:
+    """A picture of any format that pillow reads, as RGB; upright: turned as its camera says; backdrop: what shows where
+    it is transparent."""
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(turned_upright(image) if upright else image)
+            return to_rgb(turned_upright(image) if upright else image, backdrop)
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -314,13 +315,13 @@ def turned_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB: on white where it is transparent, and with 16 bits a pixel reduced to 8."""
+def to_rgb(image: Image.Image, backdrop: str = "white") -> Image.Image:
+    """A picture as RGB: on a backdrop where it is transparent, and with 16 bits a pixel reduced to 8."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
     return image.convert("RGB")
 
 

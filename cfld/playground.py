@@ -54,6 +54,7 @@ from cfld.files import (
     turned_upright,
 )
 from cfld.model import CFLD, load
+from cfld.photo import fitted
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, keypoints_from
 from cfld.sample import check_steps, default_size, generate
 from cfld.scheduler import SAMPLERS
@@ -78,6 +79,7 @@ PRESETS = {  # name: archetype, view and framing of cfld.people's poses
     "upper half": ("relaxed", "front", "half"),
 }
 DECODING = threading.Lock()  # one photo at a time: a small file may be a large picture
+DRAWING = threading.Lock()  # one person at a time
 
 
 class Refused(Exception):
@@ -126,14 +128,14 @@ def fields(content: Any, *names: str) -> list[Any]:
 
 def read_pose(body: bytes) -> np.ndarray:
     """The body of POST /pose -> keypoints (18, 2). Raises UserError."""
-    text, size, person = fields(parse(body), "text", "pose_size", "person")
-    if not (isinstance(text, str) and isinstance(size, str) and type(person) is int):
-        raise UserError("text and pose_size must be strings and person a whole number")
+    text, size, person, sure = fields(parse(body), "text", "pose_size", "person", "min_confidence")
+    if not (isinstance(text, str) and isinstance(size, str) and type(person) is int and type(sure) in (int, float)):
+        raise UserError("text and pose_size must be strings, person a whole number and min_confidence a number")
     try:
         width_height = parse_size(size) if size.strip() else None
     except argparse.ArgumentTypeError as error:
         raise UserError(f"pose-size {error}") from None
-    return keypoints_from(parse(text), width_height and width_height[::-1], person)
+    return keypoints_from(parse(text), width_height and width_height[::-1], person, sure)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def read_order(body: bytes, model: CFLD) -> Order:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return Order(read_photo(data), keypoints_from(pose), seeds, steps, sampler, *scales)
+    return Order(fitted(read_photo(data)), keypoints_from(pose), seeds, steps, sampler, *scales)
 
 
 # What it gets back. --------------------------------------------------------------------------------------------------
@@ -298,13 +300,17 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the visitor has left
 
     def check_origin(self) -> None:
-        """Refuse what another site asks for through the visitor's browser: its Origin is foreign, or, where its own
-        name was made to lead here (DNS rebinding), the Host is."""
+        """Refuse what another site asks for through the visitor's browser: its Origin is foreign, or the browser says
+        that it asks across sites (as for a picture in a page), or, where its own name was made to lead here (DNS
+        rebinding), the Host is."""
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
         if host not in self.server.hosts:
             raise Refused(403, f"the host must be {' or '.join(self.server.hosts)}, found {host}")
         if origin is not None and origin.removeprefix("http://") not in self.server.hosts:
             raise Refused(403, f"the origin must be this page itself, found {origin}")
+        followed = self.path == "/" and self.headers.get("Sec-Fetch-Mode") == "navigate"  # a link that leads here
+        if (site := self.headers.get("Sec-Fetch-Site", "none")) not in ("none", "same-origin") and not followed:
+            raise Refused(403, f"the origin must be this page itself, found a {site} one")
 
     def get_page(self) -> None:
         self.answer((resources.files("cfld") / "playground.html").read_bytes(), "text/html; charset=utf-8")
@@ -318,13 +324,15 @@ class Handler(BaseHTTPRequestHandler):
             self.get_nothing()
         else:
             seed = people.TRAINING_SEEDS + int(number[1]) % EXAMPLES
-            self.answer(encode(Image.fromarray(people.draw(seed, 0, limit=people.OWN_SEEDS).image), "png"), "image/png")
+            with DRAWING:
+                picture = Image.fromarray(people.draw(seed, 0, limit=people.OWN_SEEDS).image)
+            self.answer(encode(picture, "png"), "image/png")
 
     def get_nothing(self) -> None:
         raise Refused(404, f"{self.path[:60]} is not served here")
 
     def post_photo(self) -> None:
-        photo = read_photo(self.body(PHOTO_LIMIT))
+        photo = fitted(read_photo(self.body(PHOTO_LIMIT)))
         photo.thumbnail((1024, 1024))
         self.answer(encode(photo, "jpeg"), "image/jpeg")
 
@@ -353,6 +361,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.say(seed=seed, picture=data_url(picture, "png"))
         except (ConnectionError, TimeoutError):
             raise
+        except UserError as error:
+            self.say(error=str(error))
         except Exception as error:
             traceback.print_exc()
             self.say(error=f"painting failed: {error}")

@@ -1,5 +1,6 @@
 """A picture of a training: loss, held-out loss and learning rate by step, from a run's log.jsonl, drawn with pillow."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -34,10 +35,10 @@ def read_log(path: Path) -> dict[str, Points]:
 
 def smooth(points: Points) -> Points:
     """The mean around each point, of a twentieth of all points; near the ends of fewer."""
-    reach = len(points) // 40
-    values = [value for _, value in points]
-    windows = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]
-    return [(step, sum(window) / len(window)) for (step, _), window in zip(points, windows, strict=True)]
+    reach, count = len(points) // 40, len(points)
+    sums = [0.0, *itertools.accumulate(value for _, value in points)]
+    ends = ((max(i - reach, 0), min(i + reach + 1, count)) for i in range(count))
+    return [(step, (sums[b] - sums[a]) / (b - a)) for (step, _), (a, b) in zip(points, ends, strict=True)]
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -183,25 +183,27 @@ def array_points(content: Any, person: int) -> np.ndarray:
 
 
 def picture_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | None) -> tuple[float, float]:
-    """Height and width of the picture in which points (n, 3) are, (1, 1) if they are fractions; as joints_from
-    describes. Raises UserError."""
-    if len(points) == MEDIAPIPE:
-        return 1, 1
+    """Height and width of the picture in which points (n, 3) are, as joints_from describes. Raises UserError."""
     if isinstance(content, dict) and "canvas_height" in content and "canvas_width" in content:
         canvas = (content["canvas_height"], content["canvas_width"])
         if not all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in canvas):
             raise UserError(f"canvas_height and canvas_width must be positive numbers of pixels, found {canvas}")
         return canvas
-    size = pose_size or FRAME
+    if pose_size not in (None, (1, 1)):
+        return pose_size
     x, y = points[points[:, 2] > 0, :2].max(axis=0, initial=0)
-    if max(size) > 1 and 0 < max(x, y) <= 1:
-        raise UserError("joints must be in pixels, found none beyond 1: give --pose-size 1x1 if they are fractions")
-    if pose_size is None and (x >= FRAME[1] or y >= FRAME[0]):
+    if not are_fractions(points) and (x >= FRAME[1] or y >= FRAME[0]):
         raise UserError(
             f"joints reach to x = {x:g}, y = {y:g}, outside a picture of {FRAME[1]}x{FRAME[0]}, and the file does not "
-            "say how large its picture is: give --pose-size WxH"
+            "say how large its picture is: give --pose-size WxH (in Python pose_size, height first)"
         )
-    return size
+    return FRAME
+
+
+def are_fractions(points: np.ndarray) -> bool:
+    """Whether points (n, 3) are fractions of their picture: MediaPipe's, and others of which none is beyond 2. (In
+    pixels nobody is so small, and of fractions some may be beyond the picture's rim.)"""
+    return len(points) == MEDIAPIPE or points[points[:, 2] > 0, :2].max(initial=0) <= 2
 
 
 Joints = tuple[np.ndarray, tuple[float, float]]  # (18, 2) as (y, x) in pixels, -1 = missing; and (height, width)
@@ -216,14 +218,13 @@ def joints_from(
     content: OpenPose's JSON of 18 or 25 joints; or an array or nested lists (n, c) or (people, n, c), n one of LAYOUTS,
         with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence
     pose_size: (height, width) of the picture. OpenPose's canvas_height and canvas_width go before it; without it the
-        picture is FRAME, if all joints fit in. Fractions, as MediaPipe's joints are, are of any picture
+        picture is FRAME, if all joints fit in. Joints may be fractions of it, as MediaPipe's are (are_fractions)
     person: whose pose, counted from 0
     min_confidence: joints of a lower score are missing
     """
     points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
     size = picture_size(points, content, pose_size)
-    if size == (1, 1):
-        size = pose_size if pose_size not in (None, (1, 1)) else FRAME
+    if are_fractions(points):
         points = points * [size[1], size[0], 1]
     joints = present_joints(points, size, min_confidence)
     if (joints < 0).all():

@@ -1,6 +1,7 @@
 """Uses of a trained model: masks, interpolation, sequences, attention maps, and their commands."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from cfld.attention_maps import (
     token_maps,
 )
 from cfld.data import to_range, to_square
-from cfld.edit import edit, in_poses, interpolated, paint_frames, pose_files, save_frames
+from cfld.edit import edit, in_poses, interpolated, paint_frames, pose_files, read_mask, save_frames
 from cfld.files import UserError
 from cfld.model import save
-from cfld.sample import Reference, denoise, main, sample, to_pictures
+from cfld.sample import Reference, denoise, main, pose_tensor, sample, to_pictures
 from cfld.scheduler import SAMPLERS
 from cfld.unet import Attention
 
@@ -132,7 +133,7 @@ def test_the_ends_of_an_interpolation_are_the_two_sources_exactly() -> None:
         assert torch.equal(ours[:1], a) and torch.equal(ours[2:], b)
         assert relative_error(ours[1:2], 0.75 * a + 0.25 * b) <= 1e-6
     parts = [interpolated(first, second, weight) for weight in torch.linspace(0, 1, 3).split(1)]
-    frames = paint_frames(model, vae, parts, seed=6, **ONCE)
+    frames = torch.cat([*paint_frames(model, vae, parts, seed=6, **ONCE)])
     for frame, source in ((frames[:1], SOURCE), (frames[2:], OTHER)):
         assert torch.equal(frame, sample(model, vae, Scheduler(), source, POSE, generator=[seeded(6)], **ONCE))
     assert relative_error(frames[:1], frames[1:2]) > 1e-3
@@ -141,11 +142,14 @@ def test_the_ends_of_an_interpolation_are_the_two_sources_exactly() -> None:
 @torch.no_grad()
 def test_a_sequence_encodes_its_source_once_and_is_the_same_in_any_batches() -> None:
     model, vae = small_model()
-    poses = torch.cat([POSE, noise(2, 21, 64, 64, seed=8), POSE])
+    joints = np.random.default_rng(8).uniform(20, 170, (4, 18, 2))
+    joints[3] = joints[0]
+    poses = pose_tensor(model, joints)
     calls = []
     model.source_encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     frames = {
-        batch: paint_frames(model, vae, in_poses(model, SOURCE, poses, batch), seed=6, **ONCE) for batch in (1, 3, 4)
+        batch: torch.cat([*paint_frames(model, vae, in_poses(model, SOURCE, joints, batch), seed=6, **ONCE)])
+        for batch in (1, 3, 4)
     }
     assert calls == [1, 1, 1]
     for i in range(4):
@@ -157,7 +161,7 @@ def test_a_sequence_encodes_its_source_once_and_is_the_same_in_any_batches() -> 
 
 def test_grad_mode_is_the_callers_between_the_parts_of_a_sequence() -> None:
     model, _ = small_model()
-    for part in in_poses(model, SOURCE, POSE.repeat(2, 1, 1, 1), 1):
+    for part in in_poses(model, SOURCE, np.full((2, 18, 2), 50.0), 1):
         assert torch.is_grad_enabled() and not part.prompt.requires_grad
 
 
@@ -374,16 +378,44 @@ def test_interpolate_begins_and_ends_with_what_the_plain_command_paints(folder: 
             assert np.abs(np.asarray(plain, int) - tile).max() <= 1  # rounding, where it crosses a half
 
 
+def test_what_does_not_move_in_an_animation_does_not_flicker(tmp_path: Path) -> None:
+    shade = np.linspace(0, 255, 96)[:, None] * np.linspace(0.5, 1, 66)
+    still = np.stack([shade, shade[::-1], shade[:, ::-1]], axis=-1).astype(np.uint8)
+    moved = still.copy()
+    moved[10:30, 10:30] = 255 - moved[10:30, 10:30]
+    save_frames(tmp_path / "a.gif", [Image.fromarray(still), Image.fromarray(moved)], fps=8, across=2)
+    shown = []
+    with Image.open(tmp_path / "a.gif") as animation:
+        for i in range(2):
+            animation.seek(i)
+            shown.append(np.asarray(animation.convert("RGB"), int))
+    changed = (shown[0] != shown[1]).any(axis=-1)
+    assert changed[10:30, 10:30].any() and not np.delete(changed, np.s_[10:30], axis=0).any()
+    assert not changed[:, 30:].any() and not changed[:, :10].any()
+
+
 def test_sequence_takes_a_folder_and_shares_its_noise(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "poses").mkdir()
     rng = np.random.default_rng(0)
     for i in (0, 1, 2):
         np.save(tmp_path / "poses" / f"{i}.npy", rng.uniform(20, 170, (18, 2)))
+    shutil.copy(tmp_path / "poses" / "0.npy", tmp_path / "poses" / "2.npy")
     argv = ["sequence", *common(folder), "--source", PHOTOS[0], "--pose", tmp_path / "poses", "--batch", 2, "--fps", 4]
     assert main([str(a) for a in [*argv, "--out", tmp_path / "s.gif", tmp_path / "s.png", "--across", 2]]) == 0
     with Image.open(tmp_path / "s.gif") as animation, Image.open(tmp_path / "s.png") as sheet:
         assert animation.n_frames == 3 and animation.info["duration"] == 250
         assert sheet.size == (2 * 176, 2 * 256)
+        first, other, again = (
+            np.asarray(sheet.crop((x, y, x + 176, y + 256)), int) for x, y in ((0, 0), (176, 0), (0, 256))
+        )
+    assert np.abs(first - again).max() <= 1 and np.abs(first - other).max() > 1  # the same pose, in another batch
+
+
+def test_a_mask_drawn_on_a_transparent_layer_is_white_where_it_was_drawn(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    layer.paste((255, 255, 255, 255), (2, 2, 4, 4))
+    layer.save(tmp_path / "layer.png")
+    assert np.count_nonzero(read_mask(str(tmp_path / "layer.png"), Image.new("RGB", (10, 10)))) == 4
 
 
 def test_attention_writes_one_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

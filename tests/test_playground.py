@@ -169,6 +169,10 @@ def test_other_hosts_and_origins_are_refused(server: PlaygroundServer) -> None:
         for path, body in (("/settings", None), ("/photo", PHOTO.read_bytes()), ("/paint", order())):
             status, answer = ask(server, path, body, Origin=origin)
             assert status == 403 and origin in answer["error"]
+        for site in ("cross-site", "same-site"):  # as of a picture in another page, which has no Origin
+            status, answer = ask(server, path, body, **{"Sec-Fetch-Site": site})
+            assert status == 403 and site in answer["error"]
+    assert ask(server, "/", None, **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"})[0] == 200
     with socket.create_connection(("127.0.0.1", port)) as nameless:
         nameless.sendall(b"GET /settings HTTP/1.0\r\n\r\n")
         assert b" 403 " in nameless.recv(100)
@@ -190,7 +194,7 @@ def test_a_bad_photo_is_answered_with_a_reason_and_the_server_lives_on(server: P
 @pytest.mark.parametrize("kind", BAD_POSES)
 def test_a_bad_pose_is_answered_with_a_reason_and_the_server_lives_on(server: PlaygroundServer, kind: str) -> None:
     text, words = BAD_POSES[kind]
-    status, answer = ask(server, "/pose", {"text": text, "pose_size": "", "person": 0})
+    status, answer = ask(server, "/pose", {"text": text, "pose_size": "", "person": 0, "min_confidence": 0})
     assert status == 400 and all(word in answer["error"] for word in words), answer
     try:
         pose = json.loads(text)
@@ -198,17 +202,25 @@ def test_a_bad_pose_is_answered_with_a_reason_and_the_server_lives_on(server: Pl
         pose = text
     status, answer = ask(server, "/paint", order(pose=pose))
     assert status == 400
-    status, answer = ask(server, "/pose", {"text": json.dumps(POSE), "pose_size": "", "person": 0})
+    status, answer = ask(server, "/pose", {"text": json.dumps(POSE), "pose_size": "", "person": 0, "min_confidence": 0})
     assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(POSE))
 
 
 def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> None:
     people = np.random.default_rng(0).uniform(1, 300, (2, 17, 3))
-    status, answer = ask(server, "/pose", {"text": json.dumps(people.tolist()), "pose_size": "300x400", "person": 1})
+    status, answer = ask(
+        server, "/pose", {"text": json.dumps(people.tolist()), "pose_size": "300x400", "person": 1, "min_confidence": 0}
+    )
     assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(people, (400, 300), 1))
-    for pose_size, person, words in (("300", 0, "pose-size"), ("1x1", 0, "no joint"), ("300x400", 2, "person must be")):
+    for pose_size, person, words in (
+        ("300", 0, "pose-size"),
+        ("1x1", 0, "outside a picture"),
+        ("300x400", 2, "person must be"),
+    ):
         status, answer = ask(
-            server, "/pose", {"text": json.dumps(people.tolist()), "pose_size": pose_size, "person": person}
+            server,
+            "/pose",
+            {"text": json.dumps(people.tolist()), "pose_size": pose_size, "person": person, "min_confidence": 0},
         )
         assert status == 400 and words in answer["error"]
 

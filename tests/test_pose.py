@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from references import DATA
 
 from cfld.files import UserError
@@ -18,6 +19,7 @@ from cfld.pose import (
     JOINT_COLOURS,
     JOINTS,
     LAYOUTS,
+    joints_on,
     keypoints_from,
     map_positions,
     pose_maps,
@@ -238,10 +240,27 @@ def test_the_size_of_the_picture_is_asked_for_if_it_is_not_known() -> None:
 def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
     points = some_points(17)
     fractions = points / [176, 256, 1]
-    for pose_size in (None, (256, 176)):
-        with pytest.raises(UserError, match=r"must be in pixels.*--pose-size 1x1"):
-            keypoints_from(fractions, pose_size)
-    assert np.allclose(keypoints_from(fractions, (1, 1)), keypoints_from(points))
+    for pose_size in (None, (1, 1), (256, 176)):
+        assert np.allclose(keypoints_from(fractions, pose_size), keypoints_from(points))
+    wide = points * [3, 1, 1]  # of a picture of 528x256
+    assert np.allclose(keypoints_from(fractions, (256, 528)), keypoints_from(wide, (256, 528)))
+    assert np.allclose(
+        keypoints_from(openpose(some_points(18) / [176, 256, 1], canvas_width=528, canvas_height=256)),
+        keypoints_from(openpose(some_points(18) * [3, 1, 1], canvas_width=528, canvas_height=256)),
+    )
+    fractions[0, 0] = 1.02  # a joint beyond the rim is still a fraction, and missing
+    assert keypoints_from(fractions).max() > 100 and keypoints_from(fractions)[0].tolist() == [-1, -1]
+
+
+def test_fractions_beside_a_photo_are_of_that_photo(tmp_path: Path) -> None:
+    points, photo = some_points(17), Image.new("RGB", (640, 480))
+    np.save(tmp_path / "fractions.npy", points / [176, 256, 1])
+    np.save(tmp_path / "pixels.npy", points * [640 / 176, 480 / 256, 1])
+    ours, theirs = (joints_on(photo, str(tmp_path / f"{name}.npy")) for name in ("fractions", "pixels"))
+    assert np.allclose(ours, theirs)
+
+
+def test_mediapipes_joints_in_pixels_are_refused() -> None:
     with pytest.raises(UserError, match=r"no joint within 176x256.*MediaPipe's joints are fractions"):
         keypoints_from(some_points(33))
 

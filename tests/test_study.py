@@ -306,12 +306,31 @@ def test_a_volunteer_answers_leaves_comes_back_and_saves_what_is_scored(study: P
 
 
 @pytest.mark.browser
-def test_a_double_click_answers_once(study: Path, visit) -> None:
+@pytest.mark.parametrize("pause", [0, 350])
+def test_a_double_click_answers_once(study: Path, visit, pause: int) -> None:
     page = visit(study.as_uri() + "#2")
     assert page.get_by_label("Your number").input_value() == "2"
     page.get_by_role("button", name="Begin").click()
-    page.get_by_role("button", name="Generated").dblclick()
+    page.get_by_role("button", name="Generated").dblclick(delay=pause)  # milliseconds: a slow one, too
+    page.wait_for_timeout(600)
     assert next_question(page) == 2
+
+
+@pytest.mark.browser
+def test_another_link_is_another_volunteer_and_each_sees_whose_page_it_is(study: Path, visit) -> None:
+    page = visit(study.as_uri() + "#1")
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Generated").click()
+    page.get_by_text("Question 2 of 10, volunteer 1").wait_for()
+    page.evaluate("location.hash = '#2'")
+    page.get_by_label("Your number").wait_for()
+    assert page.get_by_label("Your number").input_value() == "2"
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_text("Question 1 of 10, volunteer 2").wait_for()
+    page.get_by_role("button", name="Not volunteer 2?").click()
+    page.get_by_label("Your number").fill("1")
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_text("Question 2 of 10, volunteer 1").wait_for()
 
 
 @pytest.mark.browser
