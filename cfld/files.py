@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import time
 import zipfile
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # what pictures may be called that are written
+os.umask(UMASK := os.umask(0))  # to read it is to set it: once, before there are threads
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -397,7 +397,5 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as any file's: the library lets nobody else read it
         save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
-        temporary.chmod(stat.S_IMODE(mode))
+        temporary.chmod(0o666 & ~UMASK)  # as any file: the library lets nobody else read it
