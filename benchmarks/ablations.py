@@ -193,7 +193,7 @@ def summary_table(found: Numbers) -> str:
             cells.append(f"{middle:.{places}f}" + (f" ± {spread:.{places}f}" if spread is not None else ""))
         seeds = sum(numbers["row"] == row for numbers in found["runs"].values())
         lines.append((row, str(seeds), *cells))
-    return table(("", "seeds", "error on the person", "IoU", "PSNR", "SSIM", "garments' colours"), lines)
+    return table(("", "seeds", "error on the person", "IoU", "PSNR", "SSIM std", "garments' colours"), lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -254,11 +254,14 @@ def main(argv: list[str] | None = None) -> None:
         if (row := runs[run][0]) in FROZEN:
             begin(args.base, FROZEN[row], beginning(run))
     pairs: list[Pair] = []
+    base = args.base and sha256(Path(args.base) / "model.safetensors")
     with contextlib.closing(train(left, args.at_once, args.steps)) as trained:
         for run in itertools.chain(done, trained):
             name, (row, seed) = run.name, runs[run]
             weights = sha256(run / "model" / "model.safetensors")
-            if found["runs"].get(name, {}).get("weights") == weights:
+            if (known := found["runs"].get(name, {})).get("weights") == weights:
+                if row in FROZEN and known["base"] != base:
+                    raise UserError(f"{run} was trained around another --base than {args.base}: choose another --runs")
                 continue
             pairs = pairs or measure_pairs(args.pairs, TINY)
             model, vae = load(run / "model", device)
@@ -266,8 +269,11 @@ def main(argv: list[str] | None = None) -> None:
             measures = measure(pixels(paint(model, vae, pairs, steps=args.sample_steps)), pairs)
             made = machine()
             found["runs"][name] = {"row": row, "seed": seed, "weights": weights, "measures": measures, "made": made}
+            if row in FROZEN:
+                found["runs"][name]["base"] = base
             write_json(path, found)
-            text = f"{summary_table(found)}\n\n{args.steps} steps each, {args.pairs} pairs; {machine_line(made)}\n"
+            how = f"{args.steps} steps each, {args.pairs} pairs painted in {args.sample_steps} steps of DDPM"
+            text = f"{summary_table(found)}\n\n{how}; {machine_line(made)}\n"
             write_text(path.with_suffix(".md"), text)
             tqdm.write(text)
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from people import PAIRS, measure_pairs, paint, pixels, scores
+from people import PAIRS, measure_pairs, paint, pixels, scores, sums
 from report import machine, machine_line, table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfld import SD15, CFLDConfig, Scheduler, UNet, load
-from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
+from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, write_json, write_text
 from cfld.model import bundled
 from cfld.sample import FAST
 from cfld.scheduler import SAMPLERS
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = options.model or bundled()
     model, vae = load(folder, pick_device(options.device))
-    asked = {"model.safetensors": sha256(folder / "model.safetensors"), "pairs": options.pairs}
+    asked = {**sums(folder), "pairs": options.pairs}
     path = options.out.with_name(f"{options.out.name}.json")
     before = read_json(path) if path.is_file() else {}
     found = before if before.get("asked") == asked else {"asked": asked, "scores": {}}

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from people import PAIRS, measure_pairs, paint, pixels, scores, scores_table
+from people import PAIRS, measure_pairs, paint, pixels, scores, scores_table, sums
 from PIL import Image, ImageDraw
 from report import machine
 
@@ -24,7 +24,6 @@ from cfld.files import (
     pick_device,
     read_json,
     save_image,
-    sha256,
     write_json,
 )
 from cfld.model import bundled
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = options.model or bundled()
     model, vae = load(folder, pick_device(options.device))
     asked = {
-        "model.safetensors": sha256(folder / "model.safetensors"),
+        **sums(folder),
         "pairs": options.pairs,
         "precision": options.precision,
     }

@@ -202,6 +202,11 @@ def baselines(pairs: Sequence[Pair]) -> dict[str, Pictures]:
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
+def sums(model: Path) -> dict[str, str]:
+    """What a model folder's pictures depend on: the sum of each of its files."""
+    return {name: sha256(model / name) for name in ("model.safetensors", "vae.safetensors", "config.json")}
+
+
 def mean(values: Sequence[Any] | Array) -> float | None:
     """The mean, None of nothing."""
     return round(float(np.mean(values)), 5) if len(values) else None
@@ -522,7 +527,8 @@ def page(found: Numbers) -> str:
         "IoU: overlap of the person found in the picture with the true mask; both found: with the person found in the "
         "truth. skin .. shoes: error of a part's mean colour. The row mean colours: the true outline, filled with the "
         "source's. nearest, most correlated: share of tops whose pattern is nearest to the true one among 20 cloths, "
-        "by distance and by correlation."
+        "by distance and by correlation. PSNR and SSIM are of the whole square, SSIM with Gaussian windows and a range "
+        "of 1 (docs/evaluation.md calls it SSIM std)."
     )
     sections = [
         section(name, found["measures"][name], found["made"][name]) for name in MEASURES if name in found["measures"]
@@ -556,7 +562,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = set(args.only or MEASURES)
 
     asked = {
-        "model.safetensors": sha256(args.model / "model.safetensors"),
+        **sums(args.model),
         "pairs": f"{'partial: ' if args.pairs < PAIRS else ''}{args.pairs} of {PAIRS}",
         "steps": args.steps,
         "precision": args.precision,
