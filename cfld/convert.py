@@ -521,7 +521,7 @@ def official(options: argparse.Namespace) -> None:
 
 def checkpoint(options: argparse.Namespace) -> None:
     """What a training has learnt so far (its averages, if it has any), with the frozen rest of what it began with."""
-    from cfld.train import TrainConfig, build, frozen_hash, saved_options
+    from cfld.train import TrainConfig, rebuilt, saved_options
 
     path = Path(options.checkpoint)
     run = path.absolute().parent.parent
@@ -533,17 +533,13 @@ def checkpoint(options: argparse.Namespace) -> None:
         settings = TrainConfig(**saved_options(run))
     except TypeError as error:  # of another version
         raise UserError(f"{run}/config.json holds options that cannot be read here ({error})") from None
-    model, vae = build(settings, from_dict(facts["model"]))
-    if model is None or settings.stage == "source":
+    if settings.stage in ("vae", "source"):
         raise UserError(
             f"{path}: the folder of --stage {settings.stage} is written, and scaled, when its training ends"
         )
     kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
-    if settings.stage == "cfld" and facts["base"] != frozen_hash(model, vae.requires_grad_(False)):
-        raise UserError(f"{settings.init} is not the folder that {run} began with: its frozen weights have changed")
     learnt = {name.removeprefix(kind): x for name, x in tensors.items() if name.startswith(kind)}
-    model.load_state_dict(learnt, strict=False)
-    save(options.out, model, vae)
+    save(options.out, *rebuilt(settings, from_dict(facts["model"]), learnt, facts["base"]))
 
 
 def export(options: argparse.Namespace) -> None:

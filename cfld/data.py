@@ -42,7 +42,7 @@ from cfld.files import (
     alone_in,
     command,
     command_parser,
-    leftovers,
+    contents,
     link,
     orientation,
     pick_device,
@@ -477,7 +477,7 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
     expected = manifest(pairs, model / "vae.safetensors")
     if (out / "manifest.json").is_file():
         check_manifest(out, expected)
-    elif out.exists() and set(out.iterdir()) - set(leftovers(out)):
+    elif out.exists() and contents(out):
         raise UserError(f"{out} must be empty or a cache, found other files: choose another --out")
     else:
         write_json(out / "manifest.json", expected)

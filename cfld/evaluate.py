@@ -53,7 +53,7 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
-    leftovers,
+    contents,
     pick_device,
     read_image,
     read_json,
@@ -187,7 +187,7 @@ def open_pictures(folder: Path, asked: dict[str, Any]) -> None:
     """Make the folder of painted pictures, or check that what is there was made with the same."""
     path = folder / "manifest.json"
     if not path.is_file():
-        if folder.is_dir() and set(folder.iterdir()) - set(leftovers(folder)):
+        if folder.is_dir() and contents(folder):
             raise UserError(f"{folder} must be empty or made by this command, found other files: choose another --out")
         write_json(path, asked)
         return

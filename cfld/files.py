@@ -181,6 +181,11 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*") if pattern.fullmatch(path.name)]
 
 
+def contents(folder: Path) -> set[Path]:
+    """What is in a folder, but for leftovers."""
+    return set(folder.iterdir()) - set(leftovers(folder))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove them."""
     for path in leftovers(folder):
@@ -247,11 +252,10 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path}: not JSON ({error})") from None
 
 

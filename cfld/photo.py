@@ -75,6 +75,11 @@ def rim_colour(photo: Image.Image) -> tuple[int, ...]:
     return tuple(int(value) for value in np.median(rim, axis=0))
 
 
+def same_shape(size: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two pictures of (height, width) have the same shape, within TOLERANCE."""
+    return abs(size[1] / size[0] * other[0] / other[1] - 1) <= TOLERANCE
+
+
 def whole(size: tuple[float, float]) -> Crop:
     """All of a photo of size (height, width), stretched to the frame."""
     return Crop(0, 0, *size)
@@ -93,7 +98,7 @@ def fit(size: tuple[float, float], joints: np.ndarray | None = None) -> Crop:
     all of the photo.
     """
     height, width = size
-    if abs(width / height * FRAME[0] / FRAME[1] - 1) <= TOLERANCE:
+    if same_shape(size, FRAME):
         return whole(size)
     unit = max(height / 16, width / 11)  # the window is 16 units high and 11 wide
     middle = np.array([height, width]) / 2

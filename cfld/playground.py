@@ -56,7 +56,7 @@ from cfld.files import (
 from cfld.model import CFLD, load
 from cfld.photo import fitted
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, keypoints_from
-from cfld.sample import check_steps, default_size, generate
+from cfld.sample import SCALE_LIMIT, check_steps, default_size, generate
 from cfld.scheduler import SAMPLERS
 from cfld.vae import VAE
 
@@ -165,8 +165,9 @@ def read_order(body: bytes, model: CFLD) -> Order:
     check_steps("steps", steps, model.config)
     if sampler not in list(SAMPLERS):
         raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {str(sampler)[:60]}")
-    if not all(type(scale) in (int, float) and abs(scale) <= 100 for scale in scales):
-        raise UserError(f"pose_scale and appearance_scale must be numbers within -100 .. 100, found {str(scales)[:60]}")
+    if not all(type(scale) in (int, float) and abs(scale) <= SCALE_LIMIT for scale in scales):
+        limits, found = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}", str(scales)[:60]
+        raise UserError(f"pose_scale and appearance_scale must be numbers within {limits}, found {found}")
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):

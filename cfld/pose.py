@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cfld.estimator import find_people
 from cfld.files import UserError, parse_size, read_image, read_json, read_text
-from cfld.photo import FRAME, PHOTO_SUFFIXES, TOLERANCE, fit
+from cfld.photo import FRAME, PHOTO_SUFFIXES, fit, same_shape
 
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
@@ -342,7 +342,7 @@ def joints_on(
     the photo's own pixels, -1 = missing. pose_size: of the copy, if the file does not say; None is the photo's own.
     Raises UserError, also if the copy has another shape than the photo."""
     joints, size = read_joints(text, pose_size or (photo.height, photo.width), person, min_confidence)
-    if abs(size[1] / size[0] * photo.height / photo.width - 1) > TOLERANCE:
+    if not same_shape(size, (photo.height, photo.width)):
         raise UserError(
             f"{text}: the joints' picture, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
             f"{photo.width}x{photo.height}: find the joints in this photo, or check --pose-size"

@@ -235,8 +235,7 @@ class PairSet:
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the set."""
         listed = "\n".join(",".join(pair) for pair in self.photos.pairs)
-        joints = {name: self.photos.keypoints[name].tolist() for name in self.photos.photos}
-        seen = [[name, self.photos.sizes[name], joints[name]] for name in self.photos.photos]
+        seen = [[name, self.photos.sizes[name], self.photos.keypoints[name].tolist()] for name in self.photos.photos]
         if self.has_masks:
             seen += [[name, (self.masks / f"{stem(name)}.png").stat().st_size] for name in self.photos.photos]
         return {

@@ -42,7 +42,7 @@ from cfld.files import (
     turned_upright,
 )
 from cfld.model import CFLD, Conditions, load
-from cfld.photo import FRAME, TOLERANCE, Crop, fit, fitted
+from cfld.photo import FRAME, Crop, fit, fitted, same_shape
 from cfld.pose import POSE_HELP, add_pose_options, joints_on, pose_maps, pose_settings, read_joints
 from cfld.scheduler import SAMPLERS, Scheduler
 from cfld.vae import VAE
@@ -351,7 +351,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} must be within -{SCALE_LIMIT} .. {SCALE_LIMIT}, found {getattr(options, name)}")
     height, width = getattr(options, "size", None) or FRAME
-    if abs(height * FRAME[1] / (width * FRAME[0]) - 1) > TOLERANCE:
+    if not same_shape(FRAME, (height, width)):
         raise UserError(
             f"--size must be of 16:11, height x width, such as 512x352, found {height}x{width}: in another shape "
             "people would be thin or broad"

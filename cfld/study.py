@@ -45,7 +45,7 @@ from cfld.files import (
     write_json,
     write_text,
 )
-from cfld.photo import TOLERANCE
+from cfld.photo import same_shape
 from cfld.plot import GRID, INK, ticks
 from cfld.protocol import NAME_HINT, find_pictures
 
@@ -89,7 +89,7 @@ def embed(path: Path, size: tuple[int, int]) -> str:
     """A picture as a JPEG of this (height, width) in base64: neither its size nor its format tells where it is from.
     Raises UserError for one that would have to be enlarged or squeezed, which a volunteer would see."""
     buffer, picture = io.BytesIO(), read_image(path)
-    if picture.height < size[0] or abs(picture.height * size[1] / (picture.width * size[0]) - 1) > TOLERANCE:
+    if picture.height < size[0] or not same_shape(size, (picture.height, picture.width)):
         raise UserError(
             f"{path} must be of {size[0]}x{size[1]} (--size, height x width) or larger, in the same shape, found "
             f"{picture.height}x{picture.width}: resize or cut all of them alike"

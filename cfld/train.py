@@ -71,8 +71,8 @@ from cfld.files import (
     alone_in,
     command,
     command_parser,
+    contents,
     keep_freed_memory,
-    leftovers,
     link,
     pick_device,
     read_json,
@@ -439,6 +439,22 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     return model, load_vae_alone(options.init)
 
 
+def rebuilt(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], base: str) -> tuple[CFLD, VAE]:
+    """What a training has learnt, with the frozen rest of what it began with, in its first precision. Raises UserError
+    if that is not there any more; base: its frozen_hash."""
+    model, vae = build(options, config)
+    assert model is not None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learnt)
+    if frozen_hash(model, vae.requires_grad_(False)) != base:
+        raise UserError(
+            f"--init {options.init} has changed since the training began, and nothing was written: put the folder back "
+            "whose frozen weights it began with, then --resume"
+        )
+    model.load_state_dict(learnt, strict=False)
+    return model, vae
+
+
 def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
     """Keep frozen matrices and kernels in the dtype that autocast would convert them to at every use."""
     for parameter in module.parameters():
@@ -511,7 +527,7 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
         except TypeError as error:  # of another version
             raise UserError(f"{out}/config.json holds options that cannot be read here ({error})") from None
     options = TrainConfig(**given)
-    if resume is not None and out.exists() and set(out.iterdir()) - set(leftovers(out)):
+    if resume is not None and out.exists() and contents(out):
         raise UserError(f"{out} must be a run's to go on with, found no config.json in it; choose another --out")
     if resume is None:
         refuse_run(out, force)
@@ -521,7 +537,7 @@ def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> Tr
 def refuse_run(out: Path, force: bool) -> None:
     """Raise UserError if a training must not begin in this folder: something is in it, and it is not a run, or the user
     has not said --force."""
-    if out.exists() and set(out.iterdir()) - set(leftovers(out)):
+    if out.exists() and contents(out):
         if not force:
             raise UserError(
                 f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
@@ -567,8 +583,9 @@ class Run:
             )
         if options.eval_every and not self.has_test_split():
             raise UserError(f"--eval-every needs pairs that are not trained on, found no test split in {options.data}")
+        self.held_out: Pairs | None = None  # what is looked at: the test split, or the training split if there is none
         if options.eval_every or options.sample_every:
-            self.held_out()  # what is wrong with it is said now, not at the first look
+            self.held_out = open_pairs(options.data, "test" if self.has_test_split() else "train", *self.sizes)
         self.steps_an_epoch = len(self.pairs) // options.global_batch  # the last, partial batch is dropped
         epochs = 100 if options.epochs is None else options.epochs
         self.total = options.steps or max(1, round(epochs * self.steps_an_epoch))
@@ -880,7 +897,8 @@ class Run:
     def evaluate(self) -> bool:
         """Log the held-out loss: of the same pairs with the same draws each time, with the averages if there are any.
         Returns whether it is the least so far."""
-        pairs = self.described(self.held_out())
+        assert self.held_out is not None
+        pairs = self.described(self.held_out)
         count = min(HELD_OUT, len(pairs))
         places = range(self.rank, count, self.world)
         objective = getattr(self.objective, "module", self.objective)
@@ -930,15 +948,12 @@ class Run:
         """Whether there are pairs that are not trained on."""
         return isinstance(self.pairs, PeoplePairs) or (Path(str(self.options.data)) / "test_highres").is_dir()
 
-    def held_out(self) -> Pairs:
-        """The pairs to look at: the test split, or the training split where there is no other."""
-        return open_pairs(str(self.options.data), "test" if self.has_test_split() else "train", *self.sizes)
-
     def sample_grid(self) -> None:
         """Write samples/step_*.png: source, pose, truth and result of the same held-out pairs from the same seeds."""
         if not self.writes or self.options.stage == "source":
             return
-        pairs = self.described(self.held_out())
+        assert self.held_out is not None
+        pairs = self.described(self.held_out)
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
         batch = collate(chosen).to(self.device)
         truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
@@ -981,16 +996,7 @@ class Run:
             config = dataclasses.replace(self.config, vae=self.vae.config)
             save_parts(folder, config, replace=True, vae=self.vae)
         else:
-            model, vae = build(self.options, self.config)
-            assert model is not None
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name in self.state.trained)
-            if frozen_hash(model, vae.requires_grad_(False)) != self.state.base:
-                raise UserError(
-                    f"--init {self.options.init} has changed since the training began, so {folder} was not written: "
-                    f"put the folder back that it began with, then --resume"
-                )
-            model.load_state_dict(trained, strict=False)
+            model, vae = rebuilt(self.options, self.config, trained, self.state.base)
             if self.options.stage == "source":
                 standardise(model.source_encoder, self.source_features(model.source_encoder))
                 save_parts(folder, self.config, replace=True, vae=vae, source_encoder=model.source_encoder)

@@ -32,7 +32,7 @@ from cfld.files import (
     alone_in,
     atomic,
     command,
-    leftovers,
+    contents,
     read_json,
     remove_leftovers,
     write_json,
@@ -112,7 +112,7 @@ def open_folder(folder: Path, plan: Plan) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} must be a folder, found a file: choose another place")
     if not manifest.exists():
-        if folder.is_dir() and set(folder.iterdir()) - set(leftovers(folder)):
+        if folder.is_dir() and contents(folder):
             raise UserError(f"{folder} must be empty or made by this command, found other files: choose another folder")
         write_json(manifest, asdict(plan))
         return
