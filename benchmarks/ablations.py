@@ -196,6 +196,15 @@ def summary_table(found: Numbers) -> str:
     return table(("", "seeds", "error on the person", "IoU", "PSNR", "SSIM std", "garments' colours"), lines)
 
 
+def write_page(path: Path, found: Numbers) -> str:
+    """Write the table of what was found beside its JSON file. Returns it."""
+    asked, last = found["asked"], list(found["runs"].values())[-1]
+    how = f"{asked['steps']} steps each, {asked['pairs']} pairs painted in {asked['sample steps']} steps of DDPM"
+    text = f"{summary_table(found)}\n\n{how}; {machine_line(last['made'])}\n"
+    write_text(path.with_suffix(".md"), text)
+    return text
+
+
 # -------------------------------------------------------------------------------------------------------------- command
 
 
@@ -272,10 +281,8 @@ def main(argv: list[str] | None = None) -> None:
             if row in FROZEN:
                 found["runs"][name]["base"] = base
             write_json(path, found)
-            how = f"{args.steps} steps each, {args.pairs} pairs painted in {args.sample_steps} steps of DDPM"
-            text = f"{summary_table(found)}\n\n{how}; {machine_line(made)}\n"
-            write_text(path.with_suffix(".md"), text)
-            tqdm.write(text)
+            tqdm.write(write_page(path, found))
+    write_page(path, found)
 
 
 if __name__ == "__main__":
