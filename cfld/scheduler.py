@@ -30,6 +30,7 @@ class SchedulerConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction_type: str = "epsilon"  # what the UNet gives; v_prediction: v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0
+    zero_terminal_snr: bool = False  # whether the last timestep is noise alone; SD's still holds 7 % of the picture
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -38,6 +39,11 @@ class SchedulerConfig:
         if not 0 < self.beta_start < self.beta_end < 1:
             found = f"{self.beta_start} and {self.beta_end}"
             raise ValueError(f"scheduler.beta_start and beta_end must satisfy 0 < start < end < 1, found {found}")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "scheduler.zero_terminal_snr must go with prediction_type v_prediction, found epsilon: the noise in "
+                "noise alone tells nothing of the picture"
+            )
 
 
 class Scheduler:
@@ -48,6 +54,10 @@ class Scheduler:
         start, end = config.beta_start**0.5, config.beta_end**0.5
         betas = torch.linspace(start, end, config.num_timesteps, dtype=torch.float32, device="cpu") ** 2
         self.alpha_bars = torch.cumprod(1 - betas, dim=0)  # (T,)
+        if config.zero_terminal_snr:  # Lin et al. 2024, Alg. 1: sqrt(abar) is shifted to end at 0 and begin as before
+            first, last = self.alpha_bars[[0, -1]].sqrt()
+            roots = (self.alpha_bars.sqrt() - last) * first / (first - last)
+            self.alpha_bars = (roots**2).clamp(min=2**-24)  # not 0: the steps divide by it
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on their device."""

@@ -78,6 +78,8 @@ def test_the_trainable_set_follows_the_config() -> None:
         ("unet.groups", 0, ["unet.groups must be at least 1", "0"]),
         ("prd.depth", -1, ["prd.depth must be at least 1", "-1"]),
         ("scheduler.prediction_type", "x0", ["prediction_type must be epsilon or v_prediction", "'x0'"]),
+        ("scheduler.zero_terminal_snr", True, ["zero_terminal_snr", "v_prediction", "found epsilon"]),
+        ("scheduler.zero_terminal_snr", 1, ["scheduler.zero_terminal_snr must be bool", "1"]),
         ("swin.stochastic_depth", 1.0, ["swin.stochastic_depth", "1.0"]),
     ],
 )

@@ -32,7 +32,7 @@ from cfld.convert import (
 )
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder, PRDBlock, PRDConfig
-from cfld.scheduler import SAMPLERS, Scheduler
+from cfld.scheduler import SAMPLERS, Scheduler, SchedulerConfig
 from cfld.swin import Swin, SwinConfig
 from cfld.unet import UNet, UNetConfig
 from cfld.vae import VAE, VAEConfig
@@ -286,6 +286,38 @@ def test_a_predicted_velocity_is_read_as_diffusers_does(ddpm) -> None:
         noise_pred = ours.noise_of_velocity(predicted, noisy, ours.alpha_bar(torch.tensor([t])))
         theirs = reference.step(predicted, t, noisy).pred_original_sample
         assert relative_error(ours.clean_latents(noisy, noise_pred, t), theirs) <= 1e-5
+
+
+def test_a_schedule_that_ends_in_noise_alone_equals_diffusers(ddpm, monkeypatch) -> None:
+    """Zero terminal SNR: the table, what the last timestep holds, and a whole trajectory of predicted velocities."""
+    reference = ddpm.from_config(ddpm.config, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    ours = Scheduler(SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True))
+    assert relative_error(ours.alpha_bars, reference.alphas_cumprod) <= 1e-6
+    assert Scheduler().alpha_bars[-1].sqrt() > 0.06 and 0 < ours.alpha_bars[-1].sqrt() < 3e-4
+    reference.set_timesteps(50)
+    timesteps, latents = ours.sampling_timesteps(50), noise(2, 4, 8, 8)
+    for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        velocity, injected = noise(2, 4, 8, 8, seed=2 * t), noise(2, 4, 8, 8, seed=2 * t + 1)
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, z=injected, **k: z)
+        theirs = reference.step(velocity, t, latents).prev_sample
+        noise_pred = ours.noise_of_velocity(velocity, latents, ours.alpha_bar(torch.tensor([t])))
+        assert relative_error(ours.ddpm_step(latents, noise_pred, t, t_next, injected), theirs) <= 1e-5
+        latents = theirs
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_finds_the_picture_from_noise_alone(name: str) -> None:
+    """A predictor that knows z_0: its velocity leads there also from the last timestep, where abar is all but 0."""
+    ours, z_0 = Scheduler(SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True)), noise(1, 4, 8, 8)
+    spacing, step = SAMPLERS[name]
+    timesteps, latents, past = [999, *ours.sampling_timesteps(15, spacing)[1:]], noise(1, 4, 8, 8, seed=1), []
+    for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        alpha_bar = ours.alpha_bar(torch.tensor([t]))
+        velocity = (alpha_bar.sqrt() * latents - z_0) / (1 - alpha_bar).sqrt()
+        noise_pred = ours.noise_of_velocity(velocity, latents, alpha_bar)
+        x_0 = ours.clean_latents(latents, noise_pred, t)
+        latents, past = step(ours, latents, noise_pred, t, t_next, None, past), [*past[-1:], (t, x_0)]
+    assert relative_error(latents, z_0) <= (0.04 if name == "ddim" else 1e-3)  # ddim ends at timestep 0, with noise
 
 
 @pytest.mark.parametrize("steps", [50, 7, 1])
