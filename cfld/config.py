@@ -116,7 +116,7 @@ TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     prd=PRDConfig(width=192, depth=3, num_heads=6, source_width=256, source_positions=4),
     hga=HGAConfig(source_widths=(32, 64, 128), output_widths=(128, 128, 96), depth=2, head_width=16),
     adapter=AdapterConfig(pose_size=64, channels=(96, 128, 128), groups=8),
-    scheduler=SchedulerConfig(prediction_type="v_prediction"),
+    scheduler=SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True),
 )
 
 PRESETS = {"sd15": SD15, "tiny": TINY}
