@@ -1,6 +1,6 @@
 """Make weights/tiny, the bundled model, from nothing but seeds.
 
-    python benchmarks/tiny.py        five hours on two cores (docs/tiny.md); run it again to go on where it was stopped
+    python benchmarks/tiny.py        seven hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
 Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, trains
 all of TINY, trains it further from its averaged weights, and packs the averaged weights of that in half precision with
@@ -26,7 +26,7 @@ VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
 SOURCE = "--batch 32 --steps 10000 --lr 1e-3 --warmup 200 --decay-at 0.7 --ema 0.998"
 CFLD = "--batch 16 --steps 14000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
 FURTHER = (
-    "--batch 16 --steps 7000 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.9995 --eval-every 500 --seed 1"
+    "--batch 16 --steps 5000 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.9995 --eval-every 500 --seed 1"
 )
 LOGS = "--save-every 250 --sample-every 500 --resume"
 PROCESSES = 2  # of one thread each, which train faster than one process of two threads
