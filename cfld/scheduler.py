@@ -40,10 +40,7 @@ class SchedulerConfig:
             found = f"{self.beta_start} and {self.beta_end}"
             raise ValueError(f"scheduler.beta_start and beta_end must satisfy 0 < start < end < 1, found {found}")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "scheduler.zero_terminal_snr must go with prediction_type v_prediction, found epsilon: the noise in "
-                "noise alone tells nothing of the picture"
-            )
+            raise ValueError("scheduler.zero_terminal_snr must go with prediction_type v_prediction, found epsilon")
 
 
 class Scheduler:
@@ -55,9 +52,9 @@ class Scheduler:
         betas = torch.linspace(start, end, config.num_timesteps, dtype=torch.float32, device="cpu") ** 2
         self.alpha_bars = torch.cumprod(1 - betas, dim=0)  # (T,)
         if config.zero_terminal_snr:  # Lin et al. 2024, Alg. 1: sqrt(abar) is shifted to end at 0 and begin as before
-            first, last = self.alpha_bars[[0, -1]].sqrt()
-            roots = (self.alpha_bars.sqrt() - last) * first / (first - last)
-            self.alpha_bars = (roots**2).clamp(min=2**-24)  # not 0: the steps divide by it
+            roots = self.alpha_bars.sqrt()
+            roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+            self.alpha_bars = roots.square().clamp(min=2**-24)  # not 0: the steps divide by it
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on their device."""
@@ -119,21 +116,13 @@ class Scheduler:
         a_t = abar_t / abar_next
         x_0 = self.clean_latents(latents, noise_pred, t)
         mean = (abar_next**0.5 * (1 - a_t) * x_0 + a_t**0.5 * (1 - abar_next) * latents) / (1 - abar_t)
-        if noise is None:
-            return mean
-        variance = (1 - abar_next) / (1 - abar_t) * (1 - a_t)
-        return mean + variance**0.5 * noise
+        sigma = ((1 - abar_next) / (1 - abar_t) * (1 - a_t)) ** 0.5
+        return mean if noise is None else mean + sigma * noise
 
     def ddim_step(
-        self,
-        latents: Tensor,
-        noise_pred: Tensor,
-        t: int,
-        t_next: int,
-        noise: Tensor | None = None,
-        past: Past = (),
+        self, latents: Tensor, noise_pred: Tensor, t: int, t_next: int, noise: Tensor | None = None, past: Past = (),
         eta: float = 0.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """One step of DDIM (Song et al. 2021, Eq. 12 and 16), called as ddpm_step; eta scales the noise, from none (0)
         to DDPM's (1). The last step ends at timestep 0, as Stable Diffusion's files ask (set_alpha_to_one is false)."""
         abar_t, abar_next = self.alpha_bars[t].double().item(), self.alpha_bars[max(t_next, 0)].double().item()
