@@ -1,6 +1,6 @@
 """Speed: the machine's peak and every part's share of it, and the UNet and whole pictures against diffusers' blocks.
 
-    python benchmarks/speed.py                 the paper's size, 25 minutes on two cores with AMX; goes on where it was stopped
+    python benchmarks/speed.py                 the paper's size, 25 minutes with AMX; goes on where it was stopped
     python benchmarks/speed.py --size tiny     TINY, a few minutes
     python benchmarks/speed.py --device cuda
 
