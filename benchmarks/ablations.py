@@ -50,9 +50,10 @@ from report import machine, machine_line, table
 from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, load
-from cfld.config import ablation
+from cfld.config import ablation, read_config
 from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
 from cfld.model import assign, save
+from cfld.scheduler import SchedulerConfig
 from cfld.train import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +147,12 @@ def trained_otherwise(run: Path, argv: Sequence[str]) -> str | None:
         if str(found) != value and (not isinstance(found, float) or found != float(value)):
             return f"{flag} {found}, not {value}"
     return None
+
+
+def schedule(run: Path, base: str | None) -> SchedulerConfig:
+    """The noise schedule of a run: its own when it is done, that of its base or of TINY when it is not."""
+    folder = next((path for path in (run / "model", base and Path(base)) if path and path.is_dir()), None)
+    return read_config(folder / "config.json").scheduler if folder else TINY.scheduler
 
 
 # -------------------------------------------------------------------------------------------------------------- measure
@@ -258,6 +265,10 @@ def main(argv: list[str] | None = None) -> None:
     for run in done:
         if differs := trained_otherwise(run, trainings[run]):
             raise UserError(f"{run} was trained with {differs}: choose another --runs, or remove it")
+    schedules = {schedule(run, args.base if row in FROZEN else None): run.name for run, (row, _) in runs.items()}
+    if len(schedules) > 1:
+        those = ", ".join(f"{name}'s is {each}" for each, name in schedules.items())
+        raise UserError(f"all rows must have one noise schedule: {those}; choose another --runs or --base")
     left = {run: argv for run, argv in trainings.items() if run not in done}
     for run in left:
         if (row := runs[run][0]) in FROZEN:
