@@ -48,10 +48,10 @@ from cfld.files import (
     pick_device,
     read_image,
     read_object,
+    read_safetensors,
     read_text,
     remove_leftovers,
     save_image,
-    sha256,
     write_json,
     write_lines,
     write_tensors,
@@ -450,13 +450,27 @@ def shards(folder: Path, photos: int) -> list[Path]:
     return [folder / f"shard_{i:05d}.safetensors" for i in range(-(-photos // SHARD))]
 
 
+def values_hash(path: Path) -> str:
+    """A sha256 of a safetensors file's names and values, which no precision that holds them changes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_safetensors(path, torch.float32)[0].items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:
     """What a cache depends on: the VAE, the photos, told by their names and lengths in bytes, and the sizes."""
     if not vae_file.is_file():
         raise UserError(f"{vae_file}: no such file; --model must be a folder with a VAE")
     photos = "\n".join(f"{name} {pairs.sizes[name]}" for name in pairs.photos)
-    return {"vae": sha256(vae_file), "photos": len(pairs.photos), "sum": hashlib.sha256(photos.encode()).hexdigest(),
-            "image_size": pairs.image_size, "source_size": pairs.source_size}  # fmt: skip
+    return {
+        "vae": values_hash(vae_file),
+        "photos": len(pairs.photos),
+        "sum": hashlib.sha256(photos.encode()).hexdigest(),
+        "image_size": pairs.image_size,
+        "source_size": pairs.source_size,
+    }
 
 
 def check_manifest(folder: Path, expected: dict[str, Any]) -> None:

@@ -268,6 +268,21 @@ def test_a_cache_is_continued_and_refused_if_it_is_of_another_vae_or_not_whole(
     fails(main, "cache", fashion, "--model", other, "--out", other, words=["empty or a cache"])
 
 
+def test_a_cache_is_of_a_vaes_values_in_whatever_precision_they_are_written(
+    fashion: Path, micro_folder: Path, tmp_path: Path
+) -> None:
+    pairs = FashionPairs(fashion, "train", 64, 32)
+    model, vae = micro_model()
+    save(tmp_path / "half", model, vae.half())
+    save(tmp_path / "whole", model, vae.float())
+    vae.encoder.conv_in.bias.data[0] += 1e-3
+    save(tmp_path / "other", model, vae)
+    files = [tmp_path / name / "vae.safetensors" for name in ("half", "whole", "other")]
+    half, whole, other = (manifest(pairs, path) for path in files)
+    assert files[0].stat().st_size < files[1].stat().st_size
+    assert half == whole and {key for key in half if half[key] != other[key]} == {"vae"}
+
+
 def own(root: Path, people: tuple[str, ...] = ("ann", "bob", "cem"), photos: int = 2) -> Path:
     """Photos of one's own: a grey picture of 88x128 a photo and in it a nose, a neck and a wrist."""
     for person in people:
