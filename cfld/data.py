@@ -40,10 +40,11 @@ from cfld.files import (
     UserError,
     WriteError,
     alone_in,
+    check_manifest,
     command,
     command_parser,
-    contents,
     link,
+    open_folder,
     orientation,
     pick_device,
     read_image,
@@ -52,7 +53,6 @@ from cfld.files import (
     read_text,
     remove_leftovers,
     save_image,
-    write_json,
     write_lines,
     write_tensors,
 )
@@ -419,6 +419,7 @@ def collate(pairs: list[Pair]) -> Batch:
 # The cache. ----------------------------------------------------------------------------------------------------------
 
 SHARD = 1024  # photos a file
+ANOTHER = "make another cache with python -m cfld.data cache"
 
 
 class Cache:
@@ -431,7 +432,7 @@ class Cache:
         self.folder, self.places = Path(folder), {name: i for i, name in enumerate(photos)}
         if not (self.folder / "manifest.json").is_file():
             raise UserError(f"{folder}: holds no cache; python -m cfld.data cache makes one")
-        check_manifest(self.folder, expected)
+        check_manifest(self.folder / "manifest.json", expected, ANOTHER)
         missing = [path for path in shards(self.folder, len(photos)) if not path.is_file()]
         if missing:
             raise UserError(f"{folder} is not whole: {missing[0].name} is missing; run python -m cfld.data cache again")
@@ -473,28 +474,12 @@ def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:
     }
 
 
-def check_manifest(folder: Path, expected: dict[str, Any]) -> None:
-    """Raise UserError if a cache was made of other things than expected."""
-    found = read_object(folder / "manifest.json")
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{folder} was made with {key} {found.get(key)}, found {value} here: make another cache with "
-                f"python -m cfld.data cache"
-            )
-
-
 def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Encode every photo of the training pairs once. What an interrupted run has written is kept."""
     config = read_config(model / "config.json")
     pairs = FashionPairs(root, "train", config.image_size, config.source_size)
     expected = manifest(pairs, model / "vae.safetensors")
-    if (out / "manifest.json").is_file():
-        check_manifest(out, expected)
-    elif out.exists() and contents(out):
-        raise UserError(f"{out} must be empty or a cache, found other files: choose another --out")
-    else:
-        write_json(out / "manifest.json", expected)
+    open_folder(out / "manifest.json", expected, ANOTHER)
     with alone_in(out):
         remove_leftovers(out)
         encode_photos(pairs, model, out, device, dtype)

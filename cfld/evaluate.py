@@ -53,11 +53,10 @@ from cfld.files import (
     atomic,
     command,
     command_parser,
-    contents,
+    open_folder,
     pick_device,
     read_image,
     read_json,
-    read_object,
     read_safetensors,
     refuse_overwrite,
     remove_leftovers,
@@ -183,22 +182,6 @@ def truncated(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
     return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
 
 
-def open_pictures(folder: Path, asked: dict[str, Any]) -> None:
-    """Make the folder of painted pictures, or check that what is there was made with the same."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        if folder.is_dir() and contents(folder):
-            raise UserError(f"{folder} must be empty or made by this command, found other files: choose another --out")
-        write_json(path, asked)
-        return
-    found = read_object(path)
-    for key, value in asked.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{folder} holds pictures made with {key} {found.get(key)}, asked was {value}: choose another --out"
-            )
-
-
 def paint(
     folder: Path,
     pairs: FashionPairs,
@@ -289,7 +272,7 @@ def plan_painting(options: argparse.Namespace, cases: PairSet, processes: Proces
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
     folder = options.out / "pictures"
     if processes.first:
-        open_pictures(folder, asked)
+        open_folder(folder / "manifest.json", asked, "choose another --out")
     return partial(paint, folder, pairs, len(cases), cases.size, make_painter, options.batch, processes)
 
 

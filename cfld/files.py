@@ -221,6 +221,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
+def check_manifest(manifest: Path, asked: dict[str, Any], advice: str) -> None:
+    """Raise UserError if the folder that a manifest describes was made with something else than asked."""
+    found = read_object(manifest)
+    if changed := [key for key, value in asked.items() if found.get(key) != value]:
+        was, wanted = (", ".join(f"{key} {values.get(key)}" for key in changed) for values in (found, asked))
+        raise UserError(f"{manifest.parent} was made with {was}, asked was {wanted}: {advice}")
+
+
+def open_folder(manifest: Path, asked: dict[str, Any], advice: str) -> None:
+    """Begin a folder that one run after the other may fill, or check that it was begun with the same."""
+    folder = manifest.parent
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} must be a folder, found a file: choose another place")
+    if manifest.is_file():
+        check_manifest(manifest, asked, advice)
+    elif folder.is_dir() and contents(folder):
+        raise UserError(f"{folder} must be empty or made by this command, found other files: choose another place")
+    else:
+        write_json(manifest, asked)
+
+
 def link(source: Path, target: Path) -> None:
     """Make target the same file as source where the disk can, a copy where it cannot."""
     with atomic(target) as temporary:

@@ -265,7 +265,7 @@ def test_a_cache_is_continued_and_refused_if_it_is_of_another_vae_or_not_whole(
     assert shard.read_bytes() == written and not (out / ".tmp6rU0fb").exists()
     save(other, micro_model()[0], micro_model(seed=9)[1], replace=True)
     fails(main, "cache", fashion, "--model", other, "--out", out, words=["vae", "another cache"])
-    fails(main, "cache", fashion, "--model", other, "--out", other, words=["empty or a cache"])
+    fails(main, "cache", fashion, "--model", other, "--out", other, words=["must be empty or made by"])
 
 
 def test_a_cache_is_of_a_vaes_values_in_whatever_precision_they_are_written(

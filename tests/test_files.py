@@ -13,7 +13,18 @@ from PIL import Image
 from references import DATA
 
 from cfld import preview
-from cfld.files import command, parse_seed, read_image, read_object, refuse_overwrite, to_rgb, turned_upright
+from cfld.files import (
+    UserError,
+    command,
+    open_folder,
+    parse_seed,
+    read_image,
+    read_json,
+    read_object,
+    refuse_overwrite,
+    to_rgb,
+    turned_upright,
+)
 from cfld.playground import read_photo
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
@@ -116,3 +127,16 @@ def test_a_seed_that_a_generator_would_not_take_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="at least 0 and below"):
         parse_seed(text)
     assert parse_seed(str(2**63 - 1)) == 2**63 - 1
+
+
+def test_a_folder_that_was_begun_with_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    manifest = tmp_path / "new" / "manifest.json"
+    for _ in range(2):
+        open_folder(manifest, {"seed": 0, "size": "8x8", "steps": 1}, "choose another")
+    with pytest.raises(UserError, match="new was made with seed 0, steps 1, asked was seed 1, steps 2: choose another"):
+        open_folder(manifest, {"seed": 1, "size": "8x8", "steps": 2}, "choose another")
+    with pytest.raises(UserError, match="must be empty or made by this command"):
+        open_folder(manifest.with_name("other.json"), {"seed": 0}, "choose another")
+    with pytest.raises(UserError, match="must be a folder, found a file"):
+        open_folder(manifest / "manifest.json", {"seed": 0}, "choose another")
+    assert read_json(manifest) == {"seed": 0, "size": "8x8", "steps": 1}

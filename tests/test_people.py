@@ -495,7 +495,7 @@ def test_a_folder_is_only_continued_with_its_own_arguments(folder: Path, capsys:
     before = folder_digest(folder)
     assert generate(folder, "--seed", "7", "--supersample", "1") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "it has seed 0, supersample 2, asked was seed 7, supersample 1" in error
+    assert error.count("\n") == 1 and "was made with seed 0, supersample 2, asked was seed 7, supersample 1" in error
     assert folder_digest(folder) == before
 
 

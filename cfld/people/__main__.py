@@ -32,10 +32,8 @@ from cfld.files import (
     alone_in,
     atomic,
     command,
-    contents,
-    read_json,
+    open_folder,
     remove_leftovers,
-    write_json,
     write_lines,
 )
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
@@ -104,27 +102,6 @@ def photograph(task: tuple[Path, Plan, int]) -> Record:
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
-
-
-def open_folder(folder: Path, plan: Plan) -> None:
-    """Make the folder, or check that it holds a run of the same plan."""
-    manifest = folder / "people.json"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} must be a folder, found a file: choose another place")
-    if not manifest.exists():
-        if folder.is_dir() and contents(folder):
-            raise UserError(f"{folder} must be empty or made by this command, found other files: choose another folder")
-        write_json(manifest, asdict(plan))
-        return
-    before, now = read_json(manifest), asdict(plan)
-    if before != now:
-        changed = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        was = ", ".join(f"{key} {before.get(key)}" for key in changed) if isinstance(before, dict) else "something else"
-        asked = ", ".join(f"{key} {now[key]}" for key in changed)
-        raise UserError(
-            f"{folder} must be continued with the arguments it was begun with: it has {was}, asked was {asked}: "
-            "give the old arguments or choose another folder"
-        )
 
 
 def finished_records(folder: Path) -> dict[int, Record]:
@@ -265,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     plan = Plan(args.identities, args.poses, args.seed, args.test_fraction, args.height, args.supersample)
     check(plan, args.workers, args.reserved_seeds)
-    open_folder(args.out, plan)
+    open_folder(args.out / "people.json", asdict(plan), "give the old arguments or choose another folder")
     with alone_in(args.out):
         for folder in (args.out, *args.out.glob("*/")):
             remove_leftovers(folder)
