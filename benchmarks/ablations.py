@@ -7,10 +7,10 @@ Trains the whole method, B3 and B5 with each of the seeds and B1 with the first,
 python -m cfld.train, whose words go to ROW_seedN.log; the first seed of every row comes first. All rows have the same
 pairs, noise and timesteps in every step of a seed, and what two rows share begins with the same weights. After each
 training its averaged weights are measured on the pairs of benchmarks/people.py, and docs/ablations_small.json and .md
-(mean, and the standard deviation over seeds) are written anew. B2 is left out since CLIP has no small public encoder,
-and B4 is B3 where all of the UNet trains. With --base there are three more rows, with the first seed: the whole method,
-B3 and B4 around that UNet, of which no more trains than in the paper. SIGTERM and Ctrl-C let the trainings that run
-save first.
+(mean, and the standard deviation over seeds) are written anew, at the end with a picture, .png. B2 is left out since
+CLIP has no small public encoder, and B4 is B3 where all of the UNet trains. With --base there are three more rows, with
+the first seed: the whole method, B3 and B4 around that UNet, of which no more trains than in the paper. SIGTERM and
+Ctrl-C let the trainings that run save first.
 """
 
 import argparse
@@ -46,13 +46,26 @@ from people import (
     reconstruct,
     score,
 )
+from PIL import Image
 from report import machine, machine_line, table
 from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, load
 from cfld.config import ablation, read_config
-from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, sha256, write_json, write_text
+from cfld.figure import INK, Tile, draw_figure
+from cfld.files import (
+    HelpFormatter,
+    UserError,
+    command,
+    pick_device,
+    read_json,
+    save_image,
+    sha256,
+    write_json,
+    write_text,
+)
 from cfld.model import assign, save
+from cfld.sample import to_pictures
 from cfld.scheduler import SchedulerConfig
 from cfld.train import checkpoints, step_of
 
@@ -66,6 +79,7 @@ TRAINING = (
 )
 PATIENCE = 2.0  # seconds between looks at the trainings
 GARMENTS = ("top", "jacket", "bottom")
+SHOWN = 6  # of the held-out pairs, in the picture
 MEASURES = {"error": 4, "IoU": 3, "PSNR": 2, "SSIM": 4, "garments": 4}  # and their decimals in the table
 
 
@@ -205,11 +219,38 @@ def summary_table(found: Numbers) -> str:
 
 def write_page(path: Path, found: Numbers) -> str:
     """Write the table of what was found beside its JSON file. Returns it."""
-    asked, last = found["asked"], list(found["runs"].values())[-1]
-    how = f"{asked['steps']} steps each, {asked['pairs']} pairs painted in {asked['sample steps']} steps of DDPM"
-    text = f"{summary_table(found)}\n\n{how}; {machine_line(last['made'])}\n"
+    asked = found["asked"]
+    rows_by_machine: dict[str, list[str]] = {}
+    for numbers in found["runs"].values():
+        rows_by_machine.setdefault(machine_line(numbers["made"]), []).append(numbers["row"])
+    text = (
+        "# Table 3 in small: the numbers\n\n"
+        "Made by `python benchmarks/ablations.py`. [ablations.md](ablations.md) says what the rows are; those in\n"
+        f"_frozen are around a frozen UNet. {asked['steps']} steps each, {asked['pairs']} held-out pairs painted in\n"
+        f"{asked['sample steps']} steps of DDPM; mean ± standard deviation over seeds. garments' colours: error of\n"
+        "the mean colours of tops, jackets and bottoms.\n\n"
+        f"{summary_table(found)}\n\n"
+    )
+    text += "".join(f"{', '.join(dict.fromkeys(rows))}: {where}\n" for where, rows in rows_by_machine.items())
     write_text(path.with_suffix(".md"), text)
     return text
+
+
+@torch.no_grad()
+def draw(runs: dict[Path, tuple[str, int]], steps: int, device: torch.device) -> Image.Image:
+    """The first held-out pairs: source, truth, and what each row's first seed paints, above its error on the person."""
+    pairs = measure_pairs(SHOWN, TINY)
+    columns = {"source": images_of(pair.source for pair in pairs), "truth": images_of(pair.target for pair in pairs)}
+    for run, (row, seed) in runs.items():
+        if seed == 0:
+            model, vae = load(run / "model", device)
+            columns[row] = paint(model, vae, pairs, steps=steps)
+    tiles = []
+    for name, images in columns.items():
+        found = [f"{error:.3f}" for error in errors(pixels(images), pairs)] if name in ROWS else [""] * SHOWN
+        tiles.append([Tile(*both) for both in zip(to_pictures(images, (192, 132)), found, strict=True)])
+    titles = [(name, INK) for name in columns]
+    return draw_figure(titles, list(zip(*tiles, strict=True)), "error on the person, less is better")
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -231,7 +272,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pairs", type=int, default=PAIRS, help="how many of the held-out pairs, from the first")
     options.add_argument("--sample-steps", type=int, default=50, help="of DDPM")
     options.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablations", metavar="DIR", help="for the runs")
-    options.add_argument("--out", type=Path, default=ROOT / "docs" / "ablations_small", help="what .json and .md join")
+    options.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "ablations_small", help="what .json, .md, .png join"
+    )
     options.add_argument("--train", default="", metavar="'ARGUMENTS'", help="more options of cfld.train, with values")
     options.add_argument("--device", help="to measure on (default: the best there is)")
     return options
@@ -294,6 +337,7 @@ def main(argv: list[str] | None = None) -> None:
             write_json(path, found)
             tqdm.write(write_page(path, found))
     write_page(path, found)
+    save_image(path.with_suffix(".png"), draw(runs, args.sample_steps, device))
 
 
 if __name__ == "__main__":

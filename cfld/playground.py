@@ -10,7 +10,7 @@ alone, and answers only pages of its own (check_origin). One picture is painted 
     GET  /settings        what it must know of joints, poses, samplers and the model
     GET  /people/K.png    an example photo: person K of those that no training has seen
     POST /photo           the bytes of a photo -> the photo as JPEG, upright
-    POST /pose            {"text", "pose_size", "person"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
+    POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
     POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"} -> lines of
                           JSON while it paints: {"waiting"}, {"seed", "step", "preview"}, {"seed", "picture"}, {"error"}
 
