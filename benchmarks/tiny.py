@@ -3,8 +3,8 @@
     python benchmarks/tiny.py        seven hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
 Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, trains
-all of TINY, trains it further from its averaged weights, and packs the averaged weights of that in half precision with
-the logs, the commit and the measures of benchmarks/people.py.
+all of TINY in three runs, and packs the averaged weights of the last in half precision with the logs, the commit and
+the measures of benchmarks/people.py.
 """
 
 import json
@@ -24,10 +24,12 @@ RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"
 PEOPLE = "--identities 6000 --poses 4 --seed 0 --test-fraction 0.01"
 VAE = "--batch 4 --steps 4000 --lr 8e-4 --warmup 100 --decay-at 0.7 --ema 0.998"
 SOURCE = "--batch 32 --steps 10000 --lr 1e-3 --warmup 200 --decay-at 0.7 --ema 0.998"
-CFLD = "--batch 16 --steps 14000 --lr 4e-4 --warmup 500 --clip 1 --decay-at 0.85 --ema 0.9995 --eval-every 500"
-FURTHER = (
-    "--batch 16 --steps 5000 --lr 4e-4 --warmup 200 --clip 1 --decay-at 0.8 --ema 0.9995 --eval-every 500 --seed 1"
-)
+WHOLE = "--batch 16 --lr 4e-4 --clip 1 --ema 0.9995 --eval-every 500"
+RUNS = {  # of the whole method, each from the averaged weights of the one before
+    "cfld": "--steps 14000 --warmup 500 --decay-at 0.85",
+    "further_1": "--steps 5000 --warmup 200 --decay-at 0.8 --seed 1",
+    "further_2": "--steps 4000 --warmup 200 --decay-at 0.8 --seed 2",
+}
 LOGS = "--save-every 250 --sample-every 500 --resume"
 PROCESSES = 2  # of one thread each, which train faster than one process of two threads
 
@@ -56,9 +58,9 @@ def commit() -> str:
 
 def pack() -> None:
     """Write weights/tiny in half precision, with the logs."""
-    model, vae = load(RUN / "further" / "model")
+    model, vae = load(RUN / list(RUNS)[-1] / "model")
     save(OUT, model.half(), vae.half(), replace=True)
-    for stage in ("vae", "source", "cfld", "further"):
+    for stage in ("vae", "source", *RUNS):
         shutil.copy(RUN / stage / "log.jsonl", OUT / f"{stage}_log.jsonl")
         options = json.loads((RUN / stage / "config.json").read_text())["options"]
         (OUT / f"{stage}_options.json").write_text(json.dumps(options, indent=2) + "\n")
@@ -72,8 +74,7 @@ def pack() -> None:
 def main() -> None:
     RUN.mkdir(parents=True, exist_ok=True)
     print(f"commit {commit()}")
-    names = ("people", "cache", "vae", "source", "cfld", "further")
-    data, cache, vae, source, cfld, further = (RUN / name for name in names)
+    data, cache, vae, source = (RUN / name for name in ("people", "cache", "vae", "source"))
     common = ["--preset", "tiny", "--data", data, *LOGS.split()]
     run("cfld.people", data, *PEOPLE.split())
     if not (vae / "model").is_dir():
@@ -82,10 +83,12 @@ def main() -> None:
     common += ["--cache", cache]
     if not (source / "model").is_dir():
         train("--stage", "source", "--init", vae / "model", "--out", source, *common, *SOURCE.split())
-    if not (cfld / "model").is_dir():
-        train("--init", source / "model", "--out", cfld, *common, *CFLD.split())
-    if not (further / "model").is_dir():
-        train("--init", cfld / "model", "--out", further, *common, *FURTHER.split())
+    before = source
+    for name, options in RUNS.items():
+        out = RUN / name
+        if not (out / "model").is_dir():
+            train("--init", before / "model", "--out", out, *common, *WHOLE.split(), *options.split())
+        before = out
     pack()
     subprocess.run([sys.executable, ROOT / "benchmarks" / "people.py", "--model", OUT], check=True)
 
