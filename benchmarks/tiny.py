@@ -1,6 +1,6 @@
 """Make weights/tiny, the bundled model, from nothing but seeds.
 
-    python benchmarks/tiny.py        seven hours on two cores (docs/tiny.md); run it again to go on where it was stopped
+    python benchmarks/tiny.py        eight hours on two cores (docs/tiny.md); run it again to go on where it was stopped
 
 Draws the people, trains the VAE on them, encodes them once, trains the source encoder to tell their attributes, trains
 all of TINY in three runs, and packs the averaged weights of the last in half precision with the logs, the commit and
