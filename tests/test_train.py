@@ -1008,12 +1008,12 @@ def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_the_first_200_steps_of_each_stage_of_tiny_are_the_same_twice(tmp_path: Path) -> None:
-    common = ["--preset", "tiny", "--data", "people:25x4", "--steps", "200", "--sample-every", "0", "--device", "cpu"]
+    common = ["--preset", "tiny", "--data", "people:8x4", "--steps", "200", "--sample-every", "0", "--device", "cpu"]
     stages = {
         "vae": ["--stage", "vae", "--batch", "2"],
-        "source": ["--stage", "source", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "8"],
-        "base": ["--stage", "base", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
-        "cfld": ["--init", str(tmp_path / "vae 0" / "model"), "--batch", "4", "--ema", "0.99"],
+        "source": ["--stage", "source", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "2"],
+        "base": ["--stage", "base", "--init", str(tmp_path / "vae 0" / "model"), "--batch", "2", "--ema", "0.99"],
+        "cfld": ["--init", str(tmp_path / "vae 0" / "model"), "--batch", "2", "--ema", "0.99"],
     }
     for stage, options in stages.items():
         folders = [tmp_path / f"{stage} {time}" for time in range(2)]
