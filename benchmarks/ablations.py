@@ -165,8 +165,9 @@ def trained_otherwise(run: Path, argv: Sequence[str]) -> str | None:
 
 def schedule(run: Path, base: str | None) -> SchedulerConfig:
     """The noise schedule of a run: its own when it is done, that of its base or of TINY when it is not."""
-    folder = next((path for path in (run / "model", base and Path(base)) if path and path.is_dir()), None)
-    return read_config(folder / "config.json").scheduler if folder else TINY.scheduler
+    if (run / "model").is_dir():
+        return read_config(run / "model" / "config.json").scheduler
+    return read_config(Path(base) / "config.json").scheduler if base else TINY.scheduler
 
 
 # -------------------------------------------------------------------------------------------------------------- measure

@@ -53,6 +53,7 @@ from cfld.files import (
     read_text,
     remove_leftovers,
     save_image,
+    tensors_hash,
     write_lines,
     write_tensors,
 )
@@ -453,11 +454,7 @@ def shards(folder: Path, photos: int) -> list[Path]:
 
 def values_hash(path: Path) -> str:
     """A sha256 of a safetensors file's names and values, which no precision that holds them changes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(read_safetensors(path, torch.float32)[0].items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+    return tensors_hash(sorted(read_safetensors(path, torch.float32)[0].items()))
 
 
 def manifest(pairs: FashionPairs, vae_file: Path) -> dict[str, Any]:

@@ -230,12 +230,12 @@ def check_manifest(manifest: Path, asked: dict[str, Any], advice: str) -> None:
 
 
 def open_folder(manifest: Path, asked: dict[str, Any], advice: str) -> None:
-    """Begin a folder that one run after the other may fill, or check that it was begun with the same."""
+    """Begin a folder that one run after the other may fill, or check that it was begun with the same, and no more."""
     folder = manifest.parent
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} must be a folder, found a file: choose another place")
     if manifest.is_file():
-        check_manifest(manifest, asked, advice)
+        check_manifest(manifest, dict.fromkeys(read_object(manifest)) | asked, advice)
     elif folder.is_dir() and contents(folder):
         raise UserError(f"{folder} must be empty or made by this command, found other files: choose another place")
     else:
@@ -309,6 +309,15 @@ def sha256(path: str | Path) -> str:
     """The sum of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A sha256 of tensors: of the name and bytes of each."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_image(path: str | Path, upright: bool = False, backdrop: str = "white") -> Image.Image:

@@ -24,7 +24,6 @@ Letters in shapes: B pairs, which make 2B rows: every source from itself, then e
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -80,6 +79,7 @@ from cfld.files import (
     remove,
     remove_leftovers,
     save_image,
+    tensors_hash,
     write_json,
     write_tensors,
     write_text,
@@ -267,13 +267,8 @@ def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
 
 def frozen_hash(*modules: nn.Module) -> str:
     """A sha256 of every frozen tensor, name and bytes."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parameters = (named for module in modules for named in module.named_parameters())
+    return tensors_hash((name, parameter) for name, parameter in parameters if not parameter.requires_grad)
 
 
 @dataclass

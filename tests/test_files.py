@@ -135,6 +135,8 @@ def test_a_folder_that_was_begun_with_something_else_is_not_gone_on_with(tmp_pat
         open_folder(manifest, {"seed": 0, "size": "8x8", "steps": 1}, "choose another")
     with pytest.raises(UserError, match="new was made with seed 0, steps 1, asked was seed 1, steps 2: choose another"):
         open_folder(manifest, {"seed": 1, "size": "8x8", "steps": 2}, "choose another")
+    with pytest.raises(UserError, match="new was made with steps 1, asked was steps None"):
+        open_folder(manifest, {"seed": 0, "size": "8x8"}, "choose another")
     with pytest.raises(UserError, match="must be empty or made by this command"):
         open_folder(manifest.with_name("other.json"), {"seed": 0}, "choose another")
     with pytest.raises(UserError, match="must be a folder, found a file"):
