@@ -52,22 +52,14 @@ from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, load
 from cfld.config import ablation, read_config
-from cfld.figure import INK, Tile, draw_figure
-from cfld.files import (
-    HelpFormatter,
-    UserError,
-    command,
-    pick_device,
-    read_json,
-    save_image,
-    sha256,
-    write_json,
-    write_text,
-)
-from cfld.model import assign, save
-from cfld.sample import to_pictures
+from cfld.evaluate.figure import INK, Tile, draw_figure
+from cfld.folder import assign, save
+from cfld.photos.pixels import to_pictures
 from cfld.scheduler import SchedulerConfig
-from cfld.train import checkpoints, step_of
+from cfld.tools.cli import HelpFormatter, UserError, command, pick_device
+from cfld.tools.files import read_json, sha256, write_json, write_text
+from cfld.tools.pictures import save_image
+from cfld.training.checkpoint import checkpoints, step_of
 
 ROOT = Path(__file__).parents[1]
 FROZEN = {"whole_frozen": "whole", "B3_frozen": "B3", "B4_frozen": "B4"}  # rows of Table 3 around a frozen base

@@ -12,7 +12,8 @@ import numpy as np
 from people import baselines, errors, foreground, images_of, measure_pairs, overlap, paint, pixels, sheet, skeletons
 
 from cfld import load
-from cfld.files import HelpFormatter, command, save_image
+from cfld.tools.cli import HelpFormatter, command
+from cfld.tools.pictures import save_image
 
 
 @command

@@ -27,11 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfld import CFLD, VAE, Scheduler, load, people
-from cfld.data import to_range
-from cfld.files import HelpFormatter, command, write_json
 from cfld.model import Conditions
+from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
-from cfld.sample import Reference, denoise, draw, guidance
+from cfld.sampling import Reference, denoise, draw, guidance
+from cfld.tools.cli import HelpFormatter, command
+from cfld.tools.files import write_json
 from cfld.unet import repeat_rows
 
 ROOT = Path(__file__).parents[1]

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfld import SD15, CFLDConfig, Scheduler, UNet, load
-from cfld.files import HelpFormatter, UserError, command, pick_device, read_json, write_json, write_text
-from cfld.model import bundled
+from cfld.folder import bundled
 from cfld.sample import FAST
 from cfld.scheduler import SAMPLERS
+from cfld.tools.cli import HelpFormatter, UserError, command, pick_device
+from cfld.tools.files import read_json, write_json, write_text
 from cfld.unet import repeat_rows, timestep_embedding
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import torch
 from report import table
 from torch import Tensor
 
-from cfld.metrics import FeatureStatistics, fid
+from cfld.evaluate.metrics import FeatureStatistics, fid
 
 
 def features(count: int, width: int, seed: int) -> Tensor:

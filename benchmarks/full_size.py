@@ -20,9 +20,11 @@ from report import machine_line, table
 from tqdm import tqdm
 
 from cfld import VAE, Swin, UNet
-from cfld.convert import in_layout, layout_of
-from cfld.data import prepare
-from cfld.files import write_tensors, write_text
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import layout_of
+from cfld.data.deepfashion import prepare
+from cfld.tools.files import write_text
+from cfld.tools.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "full_size"

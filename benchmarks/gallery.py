@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from cfld import people
-from cfld.files import HelpFormatter, command, save_image
 from cfld.people import PARTS, Pose
+from cfld.photos.pixels import picture_grid
 from cfld.sample import main as sample
-from cfld.sample import picture_grid
+from cfld.tools.cli import HelpFormatter, command
+from cfld.tools.pictures import save_image
 
 ROOT = Path(__file__).parents[1]
 FIRST_SEED, POSES = 600_000, 2028

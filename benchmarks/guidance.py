@@ -16,19 +16,12 @@ from PIL import Image, ImageDraw
 from report import machine
 
 from cfld import load
-from cfld.files import (
-    PRECISIONS,
-    HelpFormatter,
-    UserError,
-    command,
-    pick_device,
-    read_json,
-    save_image,
-    write_json,
-)
-from cfld.model import bundled
-from cfld.plot import Points, draw_axes
+from cfld.folder import bundled
 from cfld.scheduler import SAMPLERS
+from cfld.tools.cli import PRECISIONS, HelpFormatter, UserError, command, pick_device
+from cfld.tools.files import read_json, write_json
+from cfld.tools.pictures import save_image
+from cfld.tools.plot import Points, draw_axes
 
 ROOT = Path(__file__).parents[1]
 STEPS, SCALE_STEPS = (5, 10, 20, 50), 50

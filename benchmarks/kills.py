@@ -21,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig
-from cfld.data import prepare
-from cfld.files import UserError, read_safetensors
-from cfld.model import save
+from cfld.data.deepfashion import prepare
+from cfld.folder import save
+from cfld.tools.cli import UserError
+from cfld.tools.tensors import read_safetensors
 from cfld.train import main as train
 
 SMALL = CFLDConfig(

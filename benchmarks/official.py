@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from cfld import CFLD, VAE, Conditions
-from cfld.convert import in_layout, layout_of
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import layout_of
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 

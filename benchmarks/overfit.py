@@ -18,11 +18,14 @@ from PIL import Image
 from report import machine
 
 from cfld import Scheduler, load
-from cfld.data import FashionPairs, collate, to_range
-from cfld.files import save_image, write_json, write_lines
+from cfld.data.batch import collate
+from cfld.data.pairs import FashionPairs
 from cfld.people import identity, photo_pose, render
+from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import pose_maps
-from cfld.sample import picture_grid, sample, to_pictures
+from cfld.sampling import sample
+from cfld.tools.files import write_json, write_lines
+from cfld.tools.pictures import save_image
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "overfit"

@@ -20,10 +20,12 @@ from PIL import Image, ImageFilter, ImageOps
 from playwright.sync_api import Page, sync_playwright
 
 from cfld import load
-from cfld.data import prepare, read_pairs, table_path
-from cfld.files import HelpFormatter, command, read_image, read_json, save_image, write_json
-from cfld.playground import PlaygroundServer
-from cfld.study import main as study
+from cfld.data.deepfashion import prepare, read_pairs, table_path
+from cfld.evaluate.study import main as study
+from cfld.playground.server import PlaygroundServer
+from cfld.tools.cli import HelpFormatter, command
+from cfld.tools.files import read_json, write_json
+from cfld.tools.pictures import read_image, save_image
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

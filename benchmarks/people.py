@@ -38,24 +38,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, CFLDConfig, Scheduler, load, people
-from cfld.data import to_range, to_square
-from cfld.files import (
-    PRECISIONS,
-    HelpFormatter,
-    UserError,
-    command,
-    pick_device,
-    read_json,
-    save_image,
-    sha256,
-    write_json,
-    write_text,
-)
+from cfld.evaluate.person import backdrop, error_inside, mean_colours
 from cfld.people import PARTS, Identity, Pose, Rendered, Textile
 from cfld.people.textiles import weave
-from cfld.person import backdrop, error_inside, mean_colours
+from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
 from cfld.pose import pose_maps
-from cfld.sample import picture_grid, sample, to_pictures
+from cfld.sampling import sample
+from cfld.tools.cli import PRECISIONS, HelpFormatter, UserError, command, pick_device
+from cfld.tools.files import read_json, sha256, write_json, write_text
+from cfld.tools.pictures import save_image
 
 ROOT = Path(__file__).parents[1]
 MEASURES = ("methods", "fabric", "swap", "pictures", "back", "samplers", "levels")

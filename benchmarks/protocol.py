@@ -22,9 +22,9 @@ from report import machine_line, table
 from tqdm import tqdm
 
 from cfld import people
-from cfld.metrics import SSIM_PROTOCOLS, psnr, ssim
-from cfld.person import Array, mean_colours, person_region
-from cfld.protocol import resized, to_images
+from cfld.evaluate.metrics import SSIM_PROTOCOLS, psnr, ssim
+from cfld.evaluate.person import Array, mean_colours, person_region
+from cfld.evaluate.protocol import resized, to_images
 
 SIZE, LARGE = (256, 176), (1024, 704)
 FIRST_SEED = 600_200  # after those that benchmarks/people.py measures

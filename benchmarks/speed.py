@@ -33,22 +33,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, Scheduler, generate, people
-from cfld.data import to_range, to_square
-from cfld.files import (
-    PRECISIONS,
-    HelpFormatter,
-    command,
-    keep_freed_memory,
-    pick_device,
-    read_json,
-    save_image,
-    write_json,
-    write_text,
-)
-from cfld.plot import Points, draw_axes
+from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.pose import pose_maps
-from cfld.sample import FAST, compile_frozen, default_size, denoise, draw, sample, to_pictures
+from cfld.sample import FAST, compile_frozen
+from cfld.sampling import default_size, denoise, draw, sample
 from cfld.scheduler import SchedulerConfig
+from cfld.tools.cli import PRECISIONS, HelpFormatter, command, pick_device
+from cfld.tools.files import read_json, write_json, write_text
+from cfld.tools.pictures import save_image
+from cfld.tools.plot import Points, draw_axes
+from cfld.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"full": SD15, "tiny": dataclasses.replace(TINY, scheduler=SchedulerConfig())}  # which predict the noise

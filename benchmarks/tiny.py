@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 
 from cfld import load, save
-from cfld.files import write_text
+from cfld.tools.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RUN, OUT = ROOT / "runs" / "tiny", ROOT / "weights" / "tiny"

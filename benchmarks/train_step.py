@@ -24,12 +24,18 @@ from report import machine_line, table
 from torch import nn
 
 from cfld import CFLD, VAE
-from cfld.data import StepOrder, open_pairs, prepare, step_batches, to_range, write_cache
-from cfld.files import keep_freed_memory, write_json, write_text
-from cfld.model import save
+from cfld.data.batch import StepOrder, step_batches
+from cfld.data.deepfashion import prepare
+from cfld.data.encode import write_cache
+from cfld.data.pairs import open_pairs
+from cfld.folder import save
 from cfld.objective import draw_step
+from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
-from cfld.train import Run, TrainConfig, learning_rate, memory
+from cfld.tools.files import write_json, write_text
+from cfld.train import Run, learning_rate
+from cfld.training.memory import keep_freed_memory, memory
+from cfld.training.options import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs" / "train_step"

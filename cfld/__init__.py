@@ -5,26 +5,23 @@ model, vae = cfld.load()  # the bundled model; cfld.load("DIR"): another
 picture = cfld.generate(model, vae, photo, cfld.read_pose("pose.json"))[0]
 """
 
-from typing import TYPE_CHECKING, Any
-
 from cfld.adapter import AdapterConfig, PoseAdapter
-from cfld.clip import CLIPConfig
+from cfld.baselines.clip import CLIPConfig
 from cfld.config import SD15, TINY, CFLDConfig
-from cfld.files import UserError
+from cfld.folder import load, save
 from cfld.hga import HGAConfig, HybridGranularityAttention
-from cfld.model import CFLD, Conditions, load, save
-from cfld.pose import keypoints_from, pose_maps, read_pose
+from cfld.model import CFLD, Conditions
+from cfld.photos.keypoints import keypoints_from, read_pose
+from cfld.pose import pose_maps
 from cfld.prd import PerceptionRefinedDecoder, PRDConfig
+from cfld.sampling import generate
 from cfld.scheduler import Scheduler, SchedulerConfig
 from cfld.swin import Swin, SwinConfig
+from cfld.tools.cli import UserError
 from cfld.unet import UNet, UNetConfig
 from cfld.vae import VAE, VAEConfig
 
-if TYPE_CHECKING:
-    from cfld.sample import generate
-
 __version__ = "0.1.0"
-
 __all__ = [
     "CFLD",
     "SD15",
@@ -54,15 +51,3 @@ __all__ = [
     "read_pose",
     "save",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "generate":  # imported when asked for: cfld.sample is also a command
-        from cfld.sample import generate
-
-        return generate
-    raise AttributeError(f"module 'cfld' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

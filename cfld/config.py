@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cfld.adapter import AdapterConfig
-from cfld.clip import CLIPConfig
-from cfld.files import UserError, read_json
+from cfld.baselines.clip import CLIPConfig
 from cfld.hga import HGAConfig
 from cfld.prd import PRDConfig
 from cfld.scheduler import SchedulerConfig
 from cfld.swin import SwinConfig
+from cfld.tools.cli import UserError
+from cfld.tools.files import read_json
 from cfld.unet import UNetConfig
 from cfld.vae import VAEConfig
 
@@ -104,7 +105,6 @@ class CFLDConfig:
 
 
 SD15 = CFLDConfig()
-
 TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
@@ -118,9 +118,7 @@ TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     adapter=AdapterConfig(pose_size=64, channels=(96, 128, 128), groups=8),
     scheduler=SchedulerConfig(prediction_type="v_prediction", zero_terminal_snr=True),
 )
-
 PRESETS = {"sd15": SD15, "tiny": TINY}
-
 ABLATIONS: dict[str, dict[str, Any]] = {  # the columns "Prompt", "Biasing" and, where it is not K, V, "Trainable"
     "B1": {"prompt": "multi_scale", "biases": False},
     "B2": {"prompt": "clip", "biases": False},

@@ -21,22 +21,17 @@ neither accumulation nor the number of processes nor a stop changes what is trai
 Letters in shapes: B pairs, which make 2B rows: every source from itself, then every target from its source.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
-import resource
 import signal
 import sys
 import time
-import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,180 +40,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from cfld.config import ABLATIONS, PRESETS, CFLDConfig, ablation, from_dict, read_config, to_dict
-from cfld.data import (
-    Batch,
-    Cache,
-    DescribedPairs,
-    FashionPairs,
-    Pairs,
-    PeoplePairs,
-    StepOrder,
-    collate,
-    manifest,
-    open_pairs,
-    seeded,
-    step_batches,
-    to_range,
-)
-from cfld.files import (
-    PRECISIONS,
-    UserError,
-    alone_in,
-    command,
-    command_parser,
-    contents,
-    keep_freed_memory,
-    link,
-    pick_device,
-    read_json,
-    read_safetensors,
-    remove,
-    remove_leftovers,
-    save_image,
-    tensors_hash,
-    write_json,
-    write_tensors,
-    write_text,
-    writing,
-)
-from cfld.hga import HGABlock
-from cfld.model import CFLD, Conditions, assign, load, load_vae_alone, save, save_parts
-from cfld.objective import (
-    AttributeHead,
-    AttributePrompt,
-    Draws,
-    base_loss,
-    draw_step,
-    source_loss,
-    standardise,
-    training_loss,
-    vae_loss,
-    whiten,
-)
-from cfld.plot import plot
+from cfld.config import CFLDConfig, to_dict
+from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
+from cfld.data.cache import Cache
+from cfld.data.encode import manifest
+from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, open_pairs
+from cfld.folder import save, save_parts
+from cfld.model import CFLD, Conditions
+from cfld.objective import Draws, draw_step, training_loss
+from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import FRAME, pose_maps
-from cfld.prd import PRDBlock
-from cfld.sample import check_steps, denoise, picture_grid, sample, to_pictures
+from cfld.sampling import check_steps, denoise, sample
 from cfld.scheduler import Scheduler
-from cfld.swin import Swin, SwinBlock
-from cfld.unet import ResBlock, SpatialTransformer, TransformerBlock, UNet
-from cfld.vae import VAE, SpatialAttention
+from cfld.swin import Swin
+from cfld.tools.cli import PRECISIONS, UserError, command, pick_device
+from cfld.tools.files import alone_in, link, remove, remove_leftovers, write_json, write_text, writing
+from cfld.tools.pictures import save_image
+from cfld.tools.plot import plot
+from cfld.training.checkpoint import State, architecture, build, checkpoints, frozen_hash, rebuilt, step_of
+from cfld.training.memory import checkpoint_blocks, keep_freed_memory, memory, num_bytes, shrink_frozen
+from cfld.training.options import (
+    Request,
+    TrainConfig,
+    finetuned,
+    parse_options,
+    read_run_config,
+    refuse_run,
+    settle_options,
+)
+from cfld.training.pretrain import AttributeHead, AttributePrompt, base_loss, source_loss, standardise, vae_loss, whiten
+from cfld.vae import VAE
 
-FIRST_LOGVAR = -8.0  # of the VAE stage's posterior
 HELD_OUT, NO_STEP = 64, 2**31  # pairs of the held-out loss, and the step whose draws they take
-
-
-def option(default: Any, text: str, **extra: Any) -> Any:
-    """A field of TrainConfig with its help."""
-    return field(default=default, metadata={"help": text, **extra})
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The options of the command line."""
-
-    preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
-    config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
-    ablation: str | None = option(None, "train this row of Table 3 instead of the whole method (docs/ablations.md)",
-                                  choices=tuple(ABLATIONS))  # fmt: skip
-    init: str | None = option(None, "folder to start from: cfld.convert init makes one, for tiny --stage vae or source")
-    data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
-    cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
-    out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train: the whole method; or for tiny, before it, a VAE, a Swin that tells "
-                        "attributes, a UNet that paints them", choices=("cfld", "vae", "source", "base"))  # fmt: skip
-    recipe: str = option("paper", "dropping and learning rate of --stage cfld: the paper's, or those of the released "
-                         "files", choices=("paper", "released"))  # fmt: skip
-    steps: int | None = option(None, "length in steps (default: 100 epochs)")
-    epochs: float | None = option(None, "length in epochs, instead of --steps")
-    batch: int | None = option(None, "pairs of the global batch (default: 224 for sd15, 16 for tiny)")
-    accumulate: int = option(1, "parts the batch is cut into, to save memory; the result is the same")
-    lr: float | None = option(None, "learning rate after warm-up (default: for sd15 the recipe's for this batch, for "
-                                  "tiny 4e-4, or 1e-3 for --stage vae and source)")  # fmt: skip
-    warmup: int | None = option(None, "steps of linear warm-up (default: 1000 for sd15, 100 for tiny)")
-    decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth")
-    min_snr: float = option(0.0, "weigh timesteps by min(SNR, this) / SNR, such as 5 (Hang et al., 2023), or of a "
-                            "predicted velocity by min(SNR + 1, this) / (SNR + 1); 0: all alike")  # fmt: skip
-    noise_offset: float = option(
-        0.0, "also add this times one normal number a channel to the noise, such as 0.1; 0: none"
-    )
-    kl: float = option(1e-9, "of --stage vae: weight of the divergence, summed over a latent, beside the mean error")
-    clip: float = option(0.0, "longest gradient (its norm over all weights), such as 1; 0: any, as in the paper")
-    ema: float = option(0.0, "decay of the averages of the trained weights, such as 0.999; 0 keeps none")
-    seed: int = option(0, "seed of everything random")
-    precision: str = option(
-        "bf16", "of products and convolutions; weights that train stay fp32", choices=tuple(PRECISIONS)
-    )
-    checkpointing: str = option("none", "what is computed again in the backward, to save memory: attention and its "
-                                "feed-forward, or every block", choices=("none", "attention", "all"))  # fmt: skip
-    compile: bool = option(False, "torch.compile the UNet: faster after some minutes, and not bit for bit the same")
-    channels_last: bool = option(False, "keep maps with the channels last in memory, as some GPUs like it")
-    workers: int | None = option(None, "processes that read photos (default: 4 with CUDA, none without)")
-    save_every: int = option(1000, "steps between checkpoints; 0: at the end alone")
-    keep: int = option(2, "how many of the latest checkpoints to keep")
-    sample_every: int = option(1000, "steps between sample grids; 0: none")
-    sample_steps: int = option(50, "DDPM steps of a sample grid")
-    log_every: int = option(10, "steps between lines of log.jsonl; 0: none")
-    eval_every: int = option(0, "steps between looks at the held-out loss; the checkpoint where it is least is kept as "
-                                "checkpoints/best.safetensors; 0: none")  # fmt: skip
-    timeout: float = option(30, "of several processes: minutes after which one that hears nothing of another gives up")
-    device: str | None = option(None, "cuda, cpu, ... (default: the best there is)")
-
-    def __post_init__(self) -> None:
-        positive = {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, "sample_steps": 1, "warmup": 0, "workers": 0,
-                    "save_every": 0, "sample_every": 0, "log_every": 0, "eval_every": 0, "seed": 0, "lr": 0,
-                    "epochs": 0, "min_snr": 0, "noise_offset": 0, "kl": 0, "clip": 0}  # fmt: skip
-        for name, least in positive.items():
-            value = getattr(self, name)
-            limit, below = (math.inf, "finite") if isinstance(value, float) else (2**63, "below 2^63")
-            if value is not None and not least <= value < limit:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least} and {below}, found {value}")
-        if self.steps and self.epochs:
-            raise UserError(f"--steps {self.steps} and --epochs {self.epochs} both say how long: leave one of them out")
-        if not self.timeout > 0:
-            raise UserError(f"--timeout must be more than 0 minutes, found {self.timeout}")
-        for name in ("ema", "decay_at"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} must be within 0 .. 1, found {getattr(self, name)}")
-        for name in ("init", "cache", "ablation"):
-            if self.stage == "vae" and getattr(self, name):
-                raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
-        for name in ("init", "data", "config", "cache"):
-            path = getattr(self, name)
-            if path and Path(self.out).resolve() in Path(path).resolve().parents:
-                raise UserError(f"--{name} {path} must not lie inside --out {self.out}: choose another --out")
-        if self.global_batch % self.accumulate:
-            raise UserError(f"--batch {self.global_batch} must be a multiple of --accumulate {self.accumulate}")
-
-    @property
-    def global_batch(self) -> int:
-        return self.batch or (224 if self.preset == "sd15" else 16)
-
-    @property
-    def warmup_steps(self) -> int:
-        return (1000 if self.preset == "sd15" else 100) if self.warmup is None else self.warmup
-
-    @property
-    def peak_lr(self) -> float:
-        """5e-7 a pair of the batch (paper) or 1e-4 at 224 pairs (released). TINY starts from nothing and bears more; at
-        1e-3 its UNet diverged after 1,160 steps (docs/overfit.md)."""
-        if self.lr is not None:
-            return self.lr
-        if self.preset == "tiny":
-            return 1e-3 if self.stage in ("vae", "source") else 4e-4
-        return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
-
-
-FREE_ON_RESUME = {"init", "data", "cache", "out", "steps", "epochs", "accumulate", "checkpointing", "workers",
-                  "save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every", "timeout",
-                  "device"}  # fmt: skip
-
-
-# Objective and learning rate. -----------------------------------------------------------------------------------------
 
 
 class Objective(nn.Module):
@@ -254,293 +109,6 @@ def learning_rate(step: int, total: int, options: TrainConfig) -> float:
     if step < options.warmup_steps:
         return options.peak_lr * (0.1 + 0.9 * (step + 1) / options.warmup_steps)
     return options.peak_lr * (0.1 if step >= options.decay_at * total else 1.0)
-
-
-# Checkpoints. --------------------------------------------------------------------------------------------------------
-
-
-def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
-    """The first part in which two architectures differ, with both values; None if they are the same."""
-    parts = zip(to_dict(there).items(), to_dict(here).values(), strict=True)
-    return next((f"{name} is {found} there and {asked} here" for (name, found), asked in parts if found != asked), None)
-
-
-def frozen_hash(*modules: nn.Module) -> str:
-    """A sha256 of every frozen tensor, name and bytes."""
-    parameters = (named for module in modules for named in module.named_parameters())
-    return tensors_hash((name, parameter) for name, parameter in parameters if not parameter.requires_grad)
-
-
-@dataclass
-class State:
-    """What a checkpoint holds: all that changes while training."""
-
-    trained: dict[str, nn.Parameter]
-    averages: dict[str, Tensor]  # empty without --ema
-    optimizer: torch.optim.Adam
-    scaler: torch.amp.GradScaler
-    config: CFLDConfig
-    base: str  # hash of what does not change
-    step: int = 0  # steps done
-    best: float | None = None  # the least held-out loss so far
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint whole or not at all."""
-        tensors = {f"weights/{name}": p.detach() for name, p in self.trained.items()}
-        tensors |= {f"averages/{name}": x for name, x in self.averages.items()}
-        for name, parameter in self.trained.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value
-        if lost := [name for name, x in tensors.items() if not x.isfinite().all()]:
-            raise UserError(
-                f"after step {self.step} {len(lost)} tensors are not finite (first: {lost[0]}); nothing was saved over "
-                f"the checkpoints before; begin anew with a lower --lr"
-            )
-        model, scaler = to_dict(self.config), self.scaler.state_dict()
-        facts = {"step": self.step, "base": self.base, "scaler": scaler, "model": model, "best": self.best}
-        write_tensors(path, tensors, {"cfld": json.dumps(facts)})
-
-    def restore(self, path: Path) -> None:
-        """Read a checkpoint. Raises UserError if it is damaged or of another model or base."""
-        tensors, metadata = read_safetensors(path)
-        facts = json.loads(metadata.get("cfld", "{}"))
-        if "step" not in facts:
-            raise UserError(f"{path}: must be a checkpoint of cfld.train, found another safetensors file")
-        if facts["base"] != self.base:
-            raise UserError(
-                f"{path}: was trained on frozen weights of sha256 {facts['base'][:12]}..., found {self.base[:12]}...; "
-                f"--init must be the folder that the run began with"
-            )
-        if differs := difference(from_dict(facts["model"]), self.config):
-            raise UserError(f"{path} is of another architecture: {differs}")
-        held = {name for name in tensors if name.startswith(("weights/", "averages/"))}
-        wanted = {f"weights/{name}" for name in self.trained} | {f"averages/{name}" for name in self.averages}
-        if odd := sorted(held ^ wanted):
-            raise UserError(f"{path} holds other tensors than this run trains ({len(odd)} differ, first: {odd[0]})")
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(tensors[f"weights/{name}"])
-                if f"step/{name}" in tensors:
-                    moments = {
-                        key: torch.empty_like(parameter).copy_(tensors[f"{key}/{name}"])  # as it lies in memory
-                        for key in ("exp_avg", "exp_avg_sq")
-                    }
-                    self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"].to(parameter.device), **moments}
-            for name, average in self.averages.items():
-                average.copy_(tensors[f"averages/{name}"])
-        self.scaler.load_state_dict(facts["scaler"])
-        self.step, self.best = facts["step"], facts.get("best")
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps in a checkpoint's name."""
-    return int(checkpoint.stem.removeprefix("step_"))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. What somebody has named otherwise is not the run's."""
-    return sorted((folder / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors"))
-
-
-# Setting up. ---------------------------------------------------------------------------------------------------------
-
-
-def architecture(options: TrainConfig) -> CFLDConfig:
-    """What --preset or --config and --ablation say, with the VAE's scale of --init. Raises UserError if --init has
-    another."""
-    config = read_config(options.config) if options.config else PRESETS[options.preset]
-    if options.ablation:
-        config = ablation(config, options.ablation)
-    if options.init is None:
-        return config
-    init = Path(options.init)
-    found = read_config(init / "config.json")
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
-    if not (init / "model.safetensors").is_file():  # parts, no matter what they were trained for
-        swin = found.swin if (init / "source_encoder.safetensors").is_file() else config.swin
-        found = dataclasses.replace(config, vae=found.vae, swin=swin)
-    if differs := difference(dataclasses.replace(found, unet_trainable=config.unet_trainable), config):
-        asked = f"--config {options.config}" if options.config else f"--preset {options.preset}"
-        if options.ablation:
-            asked += f" --ablation {options.ablation} (which python -m cfld.convert init takes as well)"
-        raise UserError(f"--init {options.init} holds another architecture than {asked}: {differs}")
-    return config
-
-
-def begin_at_identity(module: nn.Module) -> None:
-    """Initialise what trains from nothing: every residual block begins as its skip (Dhariwal and Nichol, 2021), and
-    convolutions keep the size of what they get and add nothing. With torch's own initialisation their biases drown it:
-    the VAE then needs ten times as many steps until it sees colours (docs/tiny.md)."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    for part in module.modules():
-        if isinstance(part, ResBlock | SpatialAttention | SpatialTransformer | UNet):
-            last = next(getattr(part, n) for n in ("conv2", "to_out", "proj_out", "conv_out") if hasattr(part, n))
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-
-def begin_small(swin: Swin) -> None:
-    """Initialise a Swin that trains from nothing, as Liu et al. (2021) began theirs."""
-    for layer in swin.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
-    """The modules to train from: of --init where it has them, fresh from the seed where it has not."""
-    torch.manual_seed(options.seed)
-    if options.stage == "vae":
-        vae = VAE(config.vae)
-        begin_at_identity(vae)
-        with torch.no_grad():
-            vae.encoder.to_moments.bias[config.vae.latent_channels :] = FIRST_LOGVAR  # type: ignore[index]
-        return None, vae
-    if options.init is None:
-        raise UserError(
-            f"--stage {options.stage} needs --init DIR: a model folder of public weights (python -m cfld.convert "
-            "init), or, for tiny, the model/ folder that --stage vae or --stage source made"
-        )
-    if (Path(options.init) / "model.safetensors").is_file():
-        model, vae = load(options.init)
-        model.config = config  # which may differ in unet_trainable
-        model.freeze()
-        return model, vae
-    if config.unet_trainable != "all":
-        raise UserError(
-            f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
-            f"cannot start from nothing; make the folder with python -m cfld.convert init, or --stage base for tiny"
-        )
-    if config.prompt == "clip":
-        raise UserError(
-            f"{options.init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot "
-            f"train from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
-        )
-    source_encoder = Path(options.init) / "source_encoder.safetensors"
-    known = "a VAE and a source encoder" if source_encoder.is_file() else "a VAE"
-    tqdm.write(f"{options.init} holds {known} alone: everything else starts from seed {options.seed}")
-    model = CFLD(config)
-    torch.manual_seed(options.seed)  # again: what rows of Table 3 share begins alike, whatever the rest has drawn
-    for part in (model.unet, model.pose_adapter):
-        begin_at_identity(part)
-    begin_small(model.source_encoder)
-    if source_encoder.is_file():
-        assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
-    return model, load_vae_alone(options.init)
-
-
-def rebuilt(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], base: str) -> tuple[CFLD, VAE]:
-    """What a training has learnt, with the frozen rest of what it began with, in its first precision. Raises UserError
-    if that is not there any more; base: its frozen_hash."""
-    model, vae = build(options, config)
-    assert model is not None
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learnt)
-    if frozen_hash(model, vae.requires_grad_(False)) != base:
-        raise UserError(
-            f"--init {options.init} has changed since the training began, and nothing was written: put the folder back "
-            "whose frozen weights it began with, then --resume"
-        )
-    model.load_state_dict(learnt, strict=False)
-    return model, vae
-
-
-def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen matrices and kernels in the dtype that autocast would convert them to at every use."""
-    for parameter in module.parameters():
-        if not parameter.requires_grad and parameter.ndim >= 2:
-            parameter.data = parameter.data.to(dtype)
-
-
-def checkpoint_blocks(module: nn.Module, level: str) -> None:
-    """Let blocks keep their inputs alone and compute the rest again in the backward (Chen et al., 2016): attention with
-    its feed-forward, or every block."""
-    attention = (TransformerBlock, SwinBlock, HGABlock, PRDBlock, SpatialAttention)
-    kinds = {"none": (), "attention": attention, "all": (*attention, ResBlock)}[level]
-    for block in module.modules():
-        if isinstance(block, kinds):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """What tensors take of memory."""
-    return sum(x.numel() * x.element_size() for x in tensors)
-
-
-def memory(device: torch.device, peak: bool = False) -> int:
-    """The bytes that this process has in use on a device, or the most since they were last asked for."""
-    if device.type == "cuda":
-        if not peak:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):  # Linux can forget the peak of loading
-        if not peak:
-            Path("/proc/self/clear_refs").write_text("5")
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def saved_options(out: Path) -> dict[str, Any]:
-    """The options that a run folder was made with."""
-    content = read_json(out / "config.json")
-    if not isinstance(content, dict) or "options" not in content:
-        raise UserError(f"{out}/config.json must be a run's, found another file; choose another --out")
-    return content["options"]
-
-
-def read_run_config(path: Path) -> CFLDConfig:
-    """The architecture that a run was begun with."""
-    try:
-        return from_dict(read_json(path)["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold a run's architecture ({error}): choose another --out") from None
-
-
-def settle_options(given: dict[str, Any], resume: str | None, force: bool) -> TrainConfig:
-    """Options of the command line, and on --resume of the run itself. Raises UserError where the two disagree and
-    where a run would be overwritten."""
-    out = Path(given.get("out", TrainConfig.out))
-    if resume is not None and (out / "config.json").is_file():
-        saved = saved_options(out)
-        for name, value in given.items():
-            began = saved.get(name, getattr(TrainConfig, name))  # runs of older versions lack newer options
-            if name not in FREE_ON_RESUME and began != value:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} differs from {began}, which {out} was begun with: "
-                    f"leave it out to go on, or choose another --out"
-                )
-        if given.keys() & {"steps", "epochs"}:
-            saved |= {"steps": None, "epochs": None}
-        try:
-            return TrainConfig(**(saved | given))
-        except TypeError as error:  # of another version
-            raise UserError(f"{out}/config.json holds options that cannot be read here ({error})") from None
-    options = TrainConfig(**given)
-    if resume is not None and out.exists() and contents(out):
-        raise UserError(f"{out} must be a run's to go on with, found no config.json in it; choose another --out")
-    if resume is None:
-        refuse_run(out, force)
-    return options
-
-
-def refuse_run(out: Path, force: bool) -> None:
-    """Raise UserError if a training must not begin in this folder: something is in it, and it is not a run, or the user
-    has not said --force."""
-    if out.exists() and contents(out):
-        if not force:
-            raise UserError(
-                f"{out} already exists: add --resume to go on with it, --force to start anew, or choose another --out"
-            )
-        saved_options(out)
-
-
-# The loop. -----------------------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -1017,61 +585,6 @@ class Run:
     def some_pairs(self) -> range:
         """The places of about 256 pairs, evenly."""
         return range(0, len(self.pairs), math.ceil(len(self.pairs) / 256))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, beside the options of a training."""
-
-    resume: str | None
-    force: bool
-    dry_run: bool
-    finetune: str | None
-    plot: str | None
-
-
-def parse_options(argv: list[str] | None) -> tuple[dict[str, Any], Request]:
-    """-> the options given on the command line by name, and what to do with them."""
-    parser = command_parser("cfld.train", __doc__)
-    for f in dataclasses.fields(TrainConfig):
-        flag = f"--{f.name.replace('_', '-')}"
-        if f.type is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=f.metadata["help"])
-            continue
-        kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
-        shown = "" if f.default is None else f" (default: {f.default})"
-        parser.add_argument(
-            flag,
-            type=kind,
-            default=argparse.SUPPRESS,
-            help=f.metadata["help"] + shown,
-            choices=f.metadata.get("choices"),
-            metavar=None if "choices" in f.metadata else f.name.upper(),
-        )
-    parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
-                        help="go on with the run in --out, from its latest checkpoint or this one")  # fmt: skip
-    parser.add_argument(
-        "--force", action="store_true", help="start anew although --out holds a run; that run is removed"
-    )
-    parser.add_argument("--finetune", metavar="DIR",
-                        help="start from this whole model folder: --init DIR with the architecture of DIR")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true",
-                        help="take two steps, say what they need of memory and time, and write nothing")  # fmt: skip
-    parser.add_argument("--plot", metavar="RUN", help="draw RUN/plot.png from a run's log, and do nothing else")
-    given = vars(parser.parse_args(argv))
-    return given, Request(**{f.name: given.pop(f.name) for f in dataclasses.fields(Request)})
-
-
-def finetuned(given: dict[str, Any], folder: str) -> dict[str, Any]:
-    """--finetune DIR in terms of the other options: its weights, its architecture, and the preset of that size."""
-    if clash := sorted(given.keys() & {"init", "config"}):
-        raise UserError(f"--finetune {folder} says what --{clash[0]} would: leave one of the two out")
-    if not (Path(folder) / "model.safetensors").is_file():
-        raise UserError(f"--finetune {folder} must be a whole model folder, found no model.safetensors in it")
-    path = Path(folder) / "config.json"
-    widths = read_config(path).unet.channels
-    preset = next((name for name, config in PRESETS.items() if config.unet.channels == widths), TrainConfig.preset)
-    return {"preset": preset, "init": folder, "config": str(path)} | given
 
 
 @command

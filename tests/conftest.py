@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from references import DATA, randomise
 
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig
-from cfld.data import prepare
-from cfld.model import save
+from cfld.data.deepfashion import prepare
+from cfld.folder import save
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -58,7 +58,7 @@ def assert_parity(
 ) -> None:
     """Load theirs into ours through the shipping rules, then compare outputs, and the gradients of a random sum of them
     by every parameter and every input."""
-    from cfld.model import assign
+    from cfld.folder import assign
 
     randomise(theirs)
     assign(ours, translate({name: x.clone() for name, x in theirs.state_dict().items()}), "the reference")

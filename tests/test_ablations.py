@@ -17,16 +17,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import cfld.convert
+import cfld.convert.__main__
 import cfld.train
-from cfld.ablations import CLIPPrompt, MultiScaleContext
-from cfld.clip import CLIPConfig, CLIPImageEncoder
+from cfld.baselines.b1_to_b5 import CLIPPrompt, MultiScaleContext
+from cfld.baselines.clip import CLIPConfig, CLIPImageEncoder
 from cfld.config import ABLATIONS, SD15, TINY, CFLDConfig, ablation, from_dict, to_dict
-from cfld.convert import HGA_OFFICIAL, in_layout, layout_of, load_clip, rename, to_ours
-from cfld.files import UserError
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import HGA_OFFICIAL, layout_of, rename
+from cfld.convert.load import load_clip, to_ours
+from cfld.folder import load, save
 from cfld.hga import HGAConfig
-from cfld.model import CFLD, Conditions, load, save
-from cfld.sample import generate, guidance
+from cfld.model import CFLD, Conditions
+from cfld.sampling import generate, guidance
+from cfld.tools.cli import UserError
+from cfld.training.checkpoint import build
+from cfld.training.options import TrainConfig
 from cfld.vae import VAE, VAEConfig
 
 # MICRO with four positions in f_4: of a single token in a prompt the UNet could not choose.
@@ -124,7 +129,7 @@ def test_what_two_rows_share_begins_with_the_same_weights(vae_alone: Path, in_tr
             torch.manual_seed(0)
             models[row] = CFLD(config)
         elif row != "B2":  # which does not begin without CLIP
-            models[row], _ = cfld.train.build(cfld.train.TrainConfig(init=str(vae_alone)), config)
+            models[row], _ = build(TrainConfig(init=str(vae_alone)), config)
     whole = models["whole"].state_dict()
     for row, model in models.items():
         state = model.state_dict()
@@ -490,7 +495,7 @@ def test_a_folder_for_b2_holds_clip_and_no_swin(public, small_json: Path, tmp_pa
     caplog.set_level("INFO")
     rest = ["--unet", public["unet"], "--vae", public["vae"], "--config", small_json, "--out", tmp_path / "start"]
     b2 = ["init", "--ablation", "B2"]
-    main = cfld.convert.main
+    main = cfld.convert.__main__.main
     fails(main, *b2, *rest, words=["prompt clip needs --clip FILE", "weights/README.md"])
     fails(main, *b2, "--clip", public["clip"], "--swin", public["swin"], *rest, words=["no --swin"])
     fails(main, "init", "--clip", public["clip"], *rest, words=["prompt prd needs --swin FILE and no --clip"])
@@ -513,7 +518,7 @@ def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
 ) -> None:
     rest = ["--unet", public["unet"], "--vae", public["vae"], "--swin", public["swin"], "--config", small_json]
     for argv in (["--out", tmp_path / "whole"], ["--ablation", row, "--out", tmp_path / row]):
-        assert cfld.convert.main([str(a) for a in ["init", *rest, *argv]]) == 0
+        assert cfld.convert.__main__.main([str(a) for a in ["init", *rest, *argv]]) == 0
     whole, ours = (load(tmp_path / name)[0] for name in ("whole", row))
     assert ours.config == ablation(SMALL, row)
     ours_state = ours.state_dict()
@@ -521,6 +526,6 @@ def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
     assert {"unet", "source_encoder", "pose_adapter"} <= {name.split(".")[0] for name in shared}
     different = {name.split(".")[0] for name, x in shared.items() if not torch.equal(ours_state[name], x)}
     assert different <= ({"hga"} if row == "B1" else set())
-    fails(cfld.convert.main, "export", "--to", "official", tmp_path / row, tmp_path / "out",
+    fails(cfld.convert.__main__.main, "export", "--to", "official", tmp_path / row, tmp_path / "out",
           words=["the whole method alone", "--to diffusers"])  # fmt: skip
-    assert cfld.convert.main(["export", "--to", "diffusers", str(tmp_path / row), str(tmp_path / "out")]) == 0
+    assert cfld.convert.__main__.main(["export", "--to", "diffusers", str(tmp_path / row), str(tmp_path / "out")]) == 0

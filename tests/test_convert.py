@@ -13,12 +13,16 @@ from references import DATA, diffusers_vae, noise, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfld.clip import CLIPImageEncoder
+from cfld.baselines.clip import CLIPImageEncoder
 from cfld.config import SD15, to_dict
-from cfld.convert import LAYOUTS, in_layout, layout_of, load_official, load_swin, load_unet, load_vae, main, to_ours
-from cfld.files import UserError
-from cfld.model import CFLD, assign, load
+from cfld.convert.__main__ import main
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import LAYOUTS, layout_of
+from cfld.convert.load import load_official, load_swin, load_unet, load_vae, to_ours
+from cfld.folder import assign, load
+from cfld.model import CFLD
 from cfld.swin import Swin, SwinConfig
+from cfld.tools.cli import UserError
 from cfld.unet import UNet
 from cfld.vae import VAE
 
@@ -150,7 +154,7 @@ def test_resizing_a_table_keeps_rows_rows_and_the_centre_the_centre(tmp_path: Pa
     with torch.no_grad():
         swin.stages[0][0].attention.bias_table.copy_(torch.stack([rows.flatten(), rows.T.flatten()], dim=1))
     tensors = in_layout(swin, layout_of("Swin", "Microsoft"))
-    from cfld.convert import resize_bias_tables
+    from cfld.convert.load import resize_bias_tables
 
     table = resize_bias_tables(
         to_ours({**tensors, "layers.0.downsample.norm.weight": torch.ones(1)}, "Swin", "F"), Swin(config)

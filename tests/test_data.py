@@ -14,21 +14,17 @@ from conftest import micro_model
 from PIL import Image
 from references import DATA, relative_error
 
-from cfld.data import (
-    Cache,
-    FashionPairs,
-    StepOrder,
-    collate,
-    flat_name,
-    main,
-    manifest,
-    open_pairs,
-    prepare,
-    step_batches,
-    to_range,
-)
-from cfld.files import UserError, read_safetensors, writing
-from cfld.model import save
+from cfld.data.__main__ import main
+from cfld.data.batch import StepOrder, collate, step_batches
+from cfld.data.cache import Cache
+from cfld.data.deepfashion import flat_name, prepare
+from cfld.data.encode import manifest
+from cfld.data.pairs import FashionPairs, open_pairs
+from cfld.folder import save
+from cfld.photos.pixels import to_range
+from cfld.tools.cli import UserError
+from cfld.tools.files import writing
+from cfld.tools.tensors import read_safetensors
 
 
 @pytest.fixture
@@ -343,7 +339,7 @@ def test_photos_that_cannot_be_written_are_an_error_and_not_left_out(tmp_path: P
         with writing(path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cfld.data.save_image", full)
+    monkeypatch.setattr("cfld.data.own_photos.save_image", full)
     fails(main, "pairs", root, words=["bob--1.jpg", "No space left"])
     assert not (root / "train.lst").exists()
 

@@ -12,7 +12,8 @@ from PIL import Image
 from references import DATA, noise, randomise, relative_error
 
 from cfld import CFLD, VAE, Scheduler, people
-from cfld.attention_maps import (
+from cfld.edit.__main__ import main, pose_files, read_mask, save_frames
+from cfld.edit.attention_maps import (
     REGIONS,
     attention_map,
     choose_queries,
@@ -21,12 +22,12 @@ from cfld.attention_maps import (
     source_maps,
     token_maps,
 )
-from cfld.data import to_range, to_square
-from cfld.edit import edit, in_poses, interpolated, paint_frames, pose_files, read_mask, save_frames
-from cfld.files import UserError
-from cfld.model import save
-from cfld.sample import Reference, denoise, main, pose_tensor, sample, to_pictures
+from cfld.edit.edit import edit, in_poses, interpolated, paint_frames
+from cfld.folder import save
+from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.sampling import Reference, denoise, pose_tensor, sample
 from cfld.scheduler import SAMPLERS
+from cfld.tools.cli import UserError
 from cfld.unet import Attention
 
 CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,18 @@ from PIL import Image
 from references import randomise
 from torch import Tensor
 
-from cfld import evaluate, figure, protocol
-from cfld.evaluate import Processes, main, make_parts, paint, truncated
-from cfld.figure import Tile
-from cfld.files import UserError, read_json, read_safetensors
-from cfld.metrics import (
-    ALEXNET,
-    INCEPTIONS,
-    LPIPS,
-    LPIPS_HEADS,
-    FeatureStatistics,
-    Inception,
-    fid,
-    load_lpips,
-    psnr,
-    ssim,
-)
-from cfld.model import save
-from cfld.person import backdrop, error_inside, face_box, mean_colours, person_region, torso_length
-from cfld.protocol import (
+from cfld.data.batch import Batch
+from cfld.data.pairs import FashionPairs
+from cfld.evaluate import __main__ as evaluate
+from cfld.evaluate import figure, painting, protocol
+from cfld.evaluate.__main__ import main
+from cfld.evaluate.figure import Tile
+from cfld.evaluate.inception import INCEPTIONS, Inception
+from cfld.evaluate.measure import make_parts
+from cfld.evaluate.metrics import ALEXNET, LPIPS, LPIPS_HEADS, FeatureStatistics, fid, load_lpips, psnr, ssim
+from cfld.evaluate.painting import paint, truncated
+from cfld.evaluate.person import backdrop, error_inside, face_box, mean_colours, person_region, torso_length
+from cfld.evaluate.protocol import (
     PATTERNS,
     PUBLISHED,
     SUFFIXES,
@@ -51,6 +43,11 @@ from cfld.protocol import (
     table,
     to_images,
 )
+from cfld.folder import save
+from cfld.tools.cli import UserError
+from cfld.tools.files import read_json
+from cfld.tools.processes import Processes
+from cfld.tools.tensors import read_safetensors
 
 SIZE = (256, 176)
 
@@ -199,7 +196,7 @@ def test_without_public_weights_the_rest_is_measured_and_each_missing_file_is_a_
 def test_the_vaes_row_is_the_reconstruction_of_the_truth(micro_folder: Path, small: Path, tmp_path: Path) -> None:
     run("--vae", micro_folder, "--data", small, "--limit", 1, "--out", tmp_path / "out")
     _, vae = micro_model()
-    target = evaluate.FashionPairs(small, "test", 64, 32)[0][2]
+    target = FashionPairs(small, "test", 64, 32)[0][2]
     with torch.no_grad():
         image = vae.decode(vae.encode(target[None].float() / 127.5 - 1)).clamp(-1, 1)
     (path,) = (tmp_path / "out" / "pictures").glob("*.png")
@@ -362,7 +359,7 @@ def test_painting_goes_on_and_takes_no_other_model(
     shutil.copy(paths[2], paths[1])
     fails(main, *command, words=["numbers.csv already exists"])
     painted = []
-    monkeypatch.setattr(evaluate, "collate", lambda items, real=evaluate.collate: painted.append(items) or real(items))
+    monkeypatch.setattr(painting, "collate", lambda items, real=painting.collate: painted.append(items) or real(items))
     run(*command, "--force")
     difference = np.asarray(Image.open(paths[0])).astype(int) - np.asarray(Image.open(paths[1]))
     assert [len(items) for items in painted] == [1] and np.abs(difference).max() > 1
@@ -380,9 +377,9 @@ def test_painting_goes_on_and_takes_no_other_model(
 
 
 def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: Path) -> None:
-    pairs = evaluate.FashionPairs(fashion, "test", 16, 16)
+    pairs = FashionPairs(fashion, "test", 16, 16)
 
-    def painter(rows: list[int], batch: evaluate.Batch) -> Tensor:
+    def painter(rows: list[int], batch: Batch) -> Tensor:
         assert len(batch) == len(rows)
         return torch.tensor(rows)[:, None, None, None].expand(-1, 3, 16, 16) / 16 - 0.5
 
@@ -507,7 +504,7 @@ def test_part_masks_replace_the_joints_and_give_the_mean_colours(small: Path, tm
     fails(main, *command, words=["masks are missing"])
     labels = np.zeros((128, 88), np.uint8)
     labels[32:96, 22:44], labels[32:96, 44:66] = 1, 5
-    for name in evaluate.FashionPairs(small, "test", 0, 0).photos:
+    for name in FashionPairs(small, "test", 0, 0).photos:
         Image.fromarray(labels).save(masks / f"{Path(name).stem}.png")
     run(*command)
     manifest = read_json(tmp_path / "out" / "manifest.json")
@@ -582,5 +579,5 @@ def test_the_figure_shows_pairs_and_marks_the_studys_first_two(
 
 def test_the_word_study_goes_to_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setitem(sys.modules, "cfld.study", types.SimpleNamespace(main=lambda argv: given.append(argv) or 3))
+    monkeypatch.setitem(evaluate.COMMANDS, "study", lambda argv: given.append(argv) or 3)
     assert main(["study", "make", "--out", "x"]) == 3 and given == [["make", "--out", "x"]]

@@ -12,20 +12,11 @@ import torch
 from PIL import Image
 from references import DATA
 
-from cfld import preview
-from cfld.files import (
-    UserError,
-    command,
-    open_folder,
-    parse_seed,
-    read_image,
-    read_json,
-    read_object,
-    refuse_overwrite,
-    to_rgb,
-    turned_upright,
-)
-from cfld.playground import read_photo
+from cfld.photos.__main__ import main as preview
+from cfld.playground.requests import read_photo
+from cfld.tools.cli import UserError, command, parse_seed
+from cfld.tools.files import open_folder, read_json, read_object, refuse_overwrite
+from cfld.tools.pictures import read_image, to_rgb, turned_upright
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
 
@@ -53,7 +44,7 @@ def test_a_camera_s_damaged_tag_does_not_lose_the_photo(tmp_path: Path, monkeypa
     def damaged(image: Image.Image) -> Image.Image:
         raise struct.error("unpack requires a buffer of 2 bytes")
 
-    monkeypatch.setattr("cfld.files.ImageOps.exif_transpose", damaged)
+    monkeypatch.setattr("cfld.tools.pictures.ImageOps.exif_transpose", damaged)
     assert turned_upright(Image.open(PHOTO)).size == read_image(PHOTO, upright=True).size == Image.open(PHOTO).size
 
 
@@ -108,7 +99,7 @@ def test_a_json_file_of_another_shape_or_of_huge_numbers_is_named(tmp_path: Path
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path: Path, fails) -> None:
     tmp_path.chmod(0o500)
-    fails(preview.main, PHOTO, "--out", tmp_path / "new" / "out.png", words=["out.png", "cannot be written"])
+    fails(preview, PHOTO, "--out", tmp_path / "new" / "out.png", words=["out.png", "cannot be written"])
 
 
 def test_a_file_in_a_folder_s_place_is_named_before_the_work(tmp_path: Path, fails) -> None:

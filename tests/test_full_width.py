@@ -4,8 +4,9 @@ import pytest
 import torch
 from references import BiasedAttention, bias_widths, diffusers_unet, noise, relative_error
 
-from cfld.convert import UNET_DIFFUSERS, in_layout, layout_of, rename
-from cfld.model import assign
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import UNET_DIFFUSERS, layout_of, rename
+from cfld.folder import assign
 from cfld.unet import UNet
 
 

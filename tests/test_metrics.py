@@ -15,8 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 from torchvision.models import inception_v3
 
-from cfld.files import UserError, read_tensors, write_tensors
-from cfld.metrics import (
+from cfld.evaluate.inception import Inception, load_inception
+from cfld.evaluate.metrics import (
     ALEXNET,
     FOLDERS,
     INCEPTIONS,
@@ -24,13 +24,13 @@ from cfld.metrics import (
     LPIPS_HEADS,
     SSIM_PROTOCOLS,
     FeatureStatistics,
-    Inception,
     fid,
-    load_inception,
     load_lpips,
     psnr,
     ssim,
 )
+from cfld.tools.cli import UserError
+from cfld.tools.tensors import read_tensors, write_tensors
 
 SIZES = [(256, 176), (512, 352)]
 PHOTOS = sorted((DATA / "fashion").rglob("*.jpg"))[:2]

@@ -12,8 +12,10 @@ from references import noise
 
 import cfld
 from cfld.config import SD15, TINY, from_dict, read_config, to_dict
-from cfld.files import UserError, read_safetensors
-from cfld.model import CFLD, load, save
+from cfld.folder import load, save
+from cfld.model import CFLD
+from cfld.tools.cli import UserError
+from cfld.tools.tensors import read_safetensors
 from cfld.vae import VAE
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
@@ -198,7 +200,7 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
 def test_the_bundled_model_is_found_inside_the_package_or_beside_it_and_loads_in_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     with pytest.raises(UserError, match=r"cfld/weights/tiny nor .*/weights/tiny holds .* make tiny"):
         load()
     save(tmp_path / place, *(module.half() for module in micro_model()))

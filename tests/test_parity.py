@@ -19,7 +19,7 @@ from references import (
 from torch import Tensor, nn
 
 from cfld.adapter import AdapterConfig, PoseAdapter
-from cfld.convert import (
+from cfld.convert.layouts import (
     ADAPTER_OFFICIAL,
     HGA_OFFICIAL,
     PRD_OFFICIAL,
@@ -27,9 +27,9 @@ from cfld.convert import (
     UNET_DIFFUSERS,
     VAE_DIFFUSERS,
     Rules,
-    load_swin,
     rename,
 )
+from cfld.convert.load import load_swin
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder, PRDBlock, PRDConfig
 from cfld.scheduler import SAMPLERS, Scheduler, SchedulerConfig

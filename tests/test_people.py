@@ -17,7 +17,6 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from cfld import people
-from cfld.files import alone_in
 from cfld.people import (
     OWN_SEEDS,
     PARTS,
@@ -44,6 +43,7 @@ from cfld.people.pose import ARCHETYPES
 from cfld.people.raster import nearest, rasterize
 from cfld.people.textiles import FONT, MOTIFS, WORDS, Print, draw_print, weave
 from cfld.people.unwrap import panel
+from cfld.tools.files import alone_in
 
 PART = {name: number for number, name in enumerate(PARTS)}
 GRAY = (0.5, 0.5, 0.5)
@@ -485,7 +485,7 @@ def test_workers_are_started_in_whatever_way_a_system_starts_them(folder: Path, 
 
 
 def test_two_commands_do_not_draw_into_one_folder(folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("cfld.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("cfld.tools.files.time.sleep", lambda seconds: None)
     with alone_in(folder):
         assert generate(folder) == 2
     assert "in use by another process" in capsys.readouterr().err

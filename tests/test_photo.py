@@ -10,12 +10,17 @@ from PIL import Image
 from references import DATA
 
 import cfld
-from cfld import people, preview, sample
-from cfld.data import make_pairs
-from cfld.estimator import find_people
-from cfld.files import UserError, read_image
-from cfld.photo import FRAME, Crop, fit, fitted, rim_colour, whole
-from cfld.pose import JOINT_COLOURS, JOINTS, joints_on, read_annotations, read_joints, read_pose
+from cfld import people, sample
+from cfld.data.own_photos import make_pairs
+from cfld.edit.__main__ import main as edit_main
+from cfld.photos import preview
+from cfld.photos.__main__ import main as preview_main
+from cfld.photos.crop import Crop, fit, fitted, rim_colour, whole
+from cfld.photos.estimator import find_people
+from cfld.photos.keypoints import joints_on, read_annotations, read_joints, read_pose
+from cfld.pose import FRAME, JOINT_COLOURS, JOINTS
+from cfld.tools.cli import UserError
+from cfld.tools.pictures import read_image
 
 CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"
 NAME = "fashionMENTees_Tanksid0080001801_1front.jpg"
@@ -222,9 +227,9 @@ def test_a_photo_without_people_or_without_mediapipe_is_one_line(
 ) -> None:
     Image.new("RGB", (90, 60), "white").save(tmp_path / "empty.png")
     argv = [tmp_path / "empty.png", "--out", tmp_path / "p.png"]
-    fails(preview.main, *argv, words=["empty.png", "no person was found"])
+    fails(preview_main, *argv, words=["empty.png", "no person was found"])
     monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.pose", None)
-    fails(preview.main, *argv, words=["empty.png", "not installed", "pip install 'mediapipe==0.10.21'"])
+    fails(preview_main, *argv, words=["empty.png", "not installed", "pip install 'mediapipe==0.10.21'"])
 
 
 def test_mediapipe_is_imported_only_for_a_photo() -> None:
@@ -266,7 +271,7 @@ def wide(tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
 
 def test_the_preview_shows_joints_sides_and_window_in_the_photos_own_pixels(tmp_path: Path, capsys) -> None:
     photo, file, keypoints = wide(tmp_path)
-    assert preview.main([str(photo), "--pose", str(file), "--out", str(tmp_path / "p.png")]) == 0
+    assert preview_main([str(photo), "--pose", str(file), "--out", str(tmp_path / "p.png")]) == 0
     shown, before = pixels(Image.open(tmp_path / "p.png")), pixels(Image.open(photo))
     joints = moved(keypoints)
     crop = fit((360, 640), joints)
@@ -293,17 +298,17 @@ def test_the_preview_is_larger_than_the_photo_where_the_window_is(tmp_path: Path
 
 def test_joints_found_in_a_photo_are_kept_as_openposes_json(mediapipe: None, two_people: Path, tmp_path: Path) -> None:
     out = tmp_path / "second.json"
-    assert preview.main([str(two_people), "--person", "1", "--out", str(out)]) == 0
+    assert preview_main([str(two_people), "--person", "1", "--out", str(out)]) == 0
     kept, found = read_joints(str(out)), read_joints(str(two_people), person=1)
     assert kept[1] == found[1] and np.abs(kept[0] - found[0]).max() <= 0.005
 
 
 def test_the_preview_refuses_what_it_cannot_do(tmp_path: Path, fails) -> None:
     photo, file, _ = wide(tmp_path)
-    fails(preview.main, photo, "--pose", file, "--out", tmp_path / "p.txt", words=["p.txt", ".png"])
-    fails(preview.main, photo, "--pose", file, "--out", photo, words=["wide.png already exists", "--force"])
+    fails(preview_main, photo, "--pose", file, "--out", tmp_path / "p.txt", words=["p.txt", ".png"])
+    fails(preview_main, photo, "--pose", file, "--out", photo, words=["wide.png already exists", "--force"])
     argv = (photo, "--pose", file, "--out", tmp_path / "p.png")
-    fails(preview.main, *argv, "--pose-size", "640x640", words=["wide.npy", "640x640", "shape of the photo, 640x360"])
+    fails(preview_main, *argv, "--pose-size", "640x640", words=["wide.npy", "640x640", "shape of the photo, 640x360"])
     assert not (tmp_path / "p.png").exists()
 
 
@@ -341,7 +346,7 @@ def test_the_command_cuts_the_source_around_its_joints_and_the_pose_as_its_photo
 def test_the_command_takes_a_photo_as_its_pose(
     mediapipe: None, two_people: Path, micro_folder: Path, tmp_path: Path
 ) -> None:
-    assert preview.main([str(two_people), "--person", "1", "--out", str(tmp_path / "pose.json")]) == 0
+    assert preview_main([str(two_people), "--person", "1", "--out", str(tmp_path / "pose.json")]) == 0
     source = ("--source", PHOTO)
     by_file = run(micro_folder, tmp_path / "a.png", *source, "--pose", tmp_path / "pose.json")
     by_photo = run(micro_folder, tmp_path / "b.png", *source, "--pose", two_people, "--person", 1)
@@ -387,7 +392,7 @@ def test_editing_a_wide_photo_changes_nothing_outside_the_mask(micro_folder: Pat
     mask.save(tmp_path / "mask.png")
     argv = ["edit", "--model", micro_folder, "--source", PHOTO, "--reference", photo, "--pose", file, "--device", "cpu"]
     argv += ["--steps", 2, "--pose-size", "640x360", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
-    assert sample.main([str(a) for a in argv]) == 0
+    assert edit_main([str(a) for a in argv]) == 0
     changed = (pixels(Image.open(tmp_path / "out.png")) != pixels(Image.open(photo))).any(axis=2)
     assert changed.shape == (360, 640) and changed[120:200, 460:510].mean() > 0.9
     changed[120:200, 460:510] = False
@@ -401,7 +406,7 @@ def test_a_mask_that_misses_the_person_is_named(micro_folder: Path, tmp_path: Pa
     mask.save(tmp_path / "mask.png")
     argv = ["edit", "--model", micro_folder, "--source", PHOTO, "--reference", photo, "--pose", file, "--device", "cpu"]
     argv += ["--pose-size", "640x360", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
-    fails(sample.main, *argv, words=["mask.png", "white on the person", "200 of its 200 white pixels"])
+    fails(edit_main, *argv, words=["mask.png", "white on the person", "200 of its 200 white pixels"])
 
 
 def test_a_single_joint_is_not_taken_for_a_whole_person() -> None:

@@ -23,9 +23,12 @@ from PIL import Image
 from references import DATA, noise
 
 import cfld
-from cfld.files import read_image
-from cfld.playground import PHOTO_LIMIT, PRESETS, QUEUE_LIMIT, SEED_LIMIT, PlaygroundServer, main, preview
-from cfld.pose import JOINTS, keypoints_from, read_pose
+from cfld.photos.keypoints import keypoints_from, read_pose
+from cfld.playground.__main__ import main
+from cfld.playground.requests import PHOTO_LIMIT, SEED_LIMIT
+from cfld.playground.server import PRESETS, QUEUE_LIMIT, PlaygroundServer, preview
+from cfld.pose import JOINTS
+from cfld.tools.pictures import read_image
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
 JOINT_NUMBERS = [value for i in range(18) for value in (60 + 3 * i, 20 + 12 * i, 1)]
@@ -341,7 +344,7 @@ def test_a_failure_is_told_and_the_server_lives_on(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfld.playground.generate", fail)
+        patch.setattr("cfld.playground.server.generate", fail)
         status, answer = ask(server, "/paint", order())
     assert status == 200 and json.loads(answer) == {"error": "painting failed: out of memory"}
     assert "RuntimeError: out of memory" in capfd.readouterr().err
@@ -354,7 +357,7 @@ def test_mistakes_of_the_command_are_one_line(
     fails(main, "--model", micro_folder, "--port", server.server_port, words=[str(server.server_port), "--port"])
     fails(main, "--model", micro_folder, "--port", 80, words=["1024 .. 65535, found 80"])
     fails(main, "--model", tmp_path / "none", words=["no such model folder"])
-    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     fails(main, words=["bundled model", "make tiny"])
 
 

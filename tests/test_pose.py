@@ -11,21 +11,10 @@ import torch
 from PIL import Image
 from references import DATA
 
-from cfld.files import UserError
-from cfld.photo import fit
-from cfld.pose import (
-    BONE_COLOURS,
-    BONES,
-    JOINT_COLOURS,
-    JOINTS,
-    LAYOUTS,
-    joints_on,
-    keypoints_from,
-    map_positions,
-    pose_maps,
-    read_annotations,
-    read_pose,
-)
+from cfld.photos.crop import fit
+from cfld.photos.keypoints import LAYOUTS, joints_on, keypoints_from, read_annotations, read_pose
+from cfld.pose import BONE_COLOURS, BONES, JOINT_COLOURS, JOINTS, map_positions, pose_maps
+from cfld.tools.cli import UserError
 
 ANNOTATIONS = read_annotations(DATA / "fashion" / "fasion-resize-annotation-train.csv")
 KEYPOINTS = torch.tensor(np.stack(list(ANNOTATIONS.values())))

@@ -14,10 +14,12 @@ from references import DATA, noise, relative_error
 from torch._inductor import config as inductor
 
 import cfld
-from cfld.files import UserError
 from cfld.model import CFLD, Conditions
-from cfld.sample import FAST, guidance, main, sample, to_pictures
+from cfld.photos.pixels import to_pictures
+from cfld.sample import FAST, main
+from cfld.sampling import guidance, sample
 from cfld.scheduler import SAMPLERS, Scheduler
+from cfld.tools.cli import UserError
 
 CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"
 NAMES = [line.split(":")[0] for line in CSV.read_text().splitlines()[1:]]
@@ -133,7 +135,7 @@ def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
 
     whole, counts = paint(), []
     vae.decoder.register_forward_hook(lambda module, args, out: counts.append(len(out)))
-    monkeypatch.setattr("cfld.sample.DECODED_PIXELS", 2 * model.config.image_size**2 + 1)
+    monkeypatch.setattr("cfld.sampling.DECODED_PIXELS", 2 * model.config.image_size**2 + 1)
     assert relative_error(paint(), whole) <= 1e-6
     assert counts == [2, 2, 1]
 
@@ -185,7 +187,7 @@ def test_pictures_are_rounded_clamped_and_of_the_size_asked_for() -> None:
 
 def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
     model, vae = cfld.load(micro_folder)
-    keypoints = cfld.pose.read_annotations(CSV)[NAMES[1]]
+    keypoints = cfld.photos.keypoints.read_annotations(CSV)[NAMES[1]]
     pictures = cfld.generate(model, vae, Image.open(PHOTO), keypoints, steps=2, seed=4)
     assert [picture.size for picture in pictures] == [(176, 256)]
     again = cfld.generate(model, vae, Image.open(PHOTO).convert("RGBA"), keypoints, steps=2, seed=4)
@@ -212,7 +214,7 @@ def test_a_picture_that_is_not_finite_is_an_error_and_not_black(micro_folder: Pa
 
 
 def test_a_photo_that_lies_on_its_side_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    from cfld.files import read_image
+    from cfld.tools.pictures import read_image
 
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -270,7 +272,7 @@ def test_the_command_paints_nearly_the_same_compiled(
 
 
 def test_the_command_paints_a_chosen_person_of_an_estimators_file(micro_folder: Path, tmp_path: Path) -> None:
-    annotated = cfld.pose.read_annotations(CSV)[NAMES[1]]
+    annotated = cfld.photos.keypoints.read_annotations(CSV)[NAMES[1]]
     sure = np.concatenate([annotated[:, ::-1] * 2, np.full((18, 1), 0.9)], axis=1)  # in a picture of 352x512
     doubtful = np.array([[300, 400, 0.2]] + [[0, 0, 0]] * 17)
     np.save(tmp_path / "people.npy", [doubtful, np.where(annotated.min(axis=1, keepdims=True) < 0, doubtful, sure)])
@@ -285,7 +287,7 @@ def test_the_command_paints_with_the_bundled_model_unless_told_otherwise(
 ) -> None:
     out = tmp_path / "out.png"
     argv = ["--source", str(PHOTO), "--pose", f"{CSV}#{NAMES[1]}", "--steps", "2", "--out"]
-    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     fails(main, *argv, out, words=["bundled", str(tmp_path / "weights" / "tiny"), "make tiny"])
     shutil.copytree(micro_folder, tmp_path / "weights" / "tiny")
     assert main([*argv, str(out)]) == 0

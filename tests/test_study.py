@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cfld.data import read_pairs, table_path
-from cfld.files import UserError, read_json
-from cfld.study import (
+from cfld.data.deepfashion import read_pairs, table_path
+from cfld.evaluate.study import (
     COLOURS,
     MEASURES,
     build,
@@ -26,6 +25,8 @@ from cfld.study import (
     result_paths,
     score,
 )
+from cfld.tools.cli import UserError
+from cfld.tools.files import read_json
 
 METHODS = {"ours": (200, 30, 30), "second best": (30, 200, 30), "PIDM": (30, 30, 200)}
 NAMES = {"ours": "{}_2_{}_vis.png", "second best": "{}_to_{}.png", "PIDM": "{}_{}.png"}

@@ -27,17 +27,22 @@ from safetensors.torch import load_file
 
 from cfld import save
 from cfld.config import to_dict
-from cfld.convert import main as convert
-from cfld.data import Batch, Cache, FashionPairs, StepOrder, collate, to_range
-from cfld.data import main as prepare
-from cfld.files import alone_in
-from cfld.model import load
-from cfld.objective import draw_step, standardise, timestep_weights, training_loss, whiten
+from cfld.convert.__main__ import main as convert
+from cfld.data.__main__ import main as prepare
+from cfld.data.batch import Batch, StepOrder, collate
+from cfld.data.cache import Cache
+from cfld.data.pairs import FashionPairs
+from cfld.folder import load
+from cfld.objective import draw_step, timestep_weights, training_loss
 from cfld.people.__main__ import main as draw_people
+from cfld.photos.pixels import to_pictures, to_range
 from cfld.pose import pose_maps
-from cfld.sample import to_pictures
 from cfld.scheduler import Scheduler
-from cfld.train import NO_STEP, Run, TrainConfig, checkpoint_blocks, learning_rate, main
+from cfld.tools.files import alone_in
+from cfld.train import NO_STEP, Run, learning_rate, main
+from cfld.training.memory import checkpoint_blocks
+from cfld.training.options import TrainConfig
+from cfld.training.pretrain import standardise, whiten
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -290,7 +295,7 @@ def test_bf16_and_fp16_give_nearly_the_gradient_of_fp32(batch: Batch) -> None:
 
 def test_two_trainings_do_not_share_a_folder(whole: Path, tmp_path: Path, fails, monkeypatch) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr("cfld.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("cfld.tools.files.time.sleep", lambda seconds: None)
     with alone_in(tmp_path / "run"):
         fails(main, "--out", tmp_path / "run", "--resume", "--steps", 7, words=["in use by another process"])
     assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "7"]) == 0
@@ -793,7 +798,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_whole(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfld.files.save_file", full)
+        patch.setattr("cfld.tools.tensors.save_file", full)
         fails(main, *resume, words=["step_00000007.safetensors cannot be written", "No space left", "make room"])
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert left.read_bytes() == (whole / "checkpoints" / left.name).read_bytes()
@@ -973,7 +978,7 @@ def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder
 def test_a_plot_shows_the_log(whole: Path, tmp_path: Path, fails) -> None:
     from PIL import Image
 
-    from cfld.plot import HELD_OUT, SMOOTH, read_log, smooth, ticks
+    from cfld.tools.plot import HELD_OUT, SMOOTH, read_log, smooth, ticks
 
     assert main(["--plot", str(whole)]) == 0
     colours = {colour for _, colour in Image.open(whole / "plot.png").getcolors(1 << 20)}

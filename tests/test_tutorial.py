@@ -17,7 +17,7 @@ def test_every_block_of_the_tutorial_runs_in_order(
     micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(micro_folder, tmp_path / "weights" / "tiny")
-    monkeypatch.setattr("cfld.model.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for number, block in enumerate(BLOCKS, start=1):

@@ -26,18 +26,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.files import (
-    HelpFormatter,
-    UserError,
-    alone_in,
-    atomic,
-    command,
-    open_folder,
-    remove_leftovers,
-    write_lines,
-)
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
+from cfld.tools.cli import HelpFormatter, UserError, command
+from cfld.tools.files import alone_in, atomic, open_folder, remove_leftovers, write_lines
 
 # Raise the first number whenever the same seed gives other pictures: old folders are then not continued. Numpy 1 and 2
 # round products of single and double precision differently, which a few pixels show.

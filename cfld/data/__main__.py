@@ -1,0 +1,43 @@
+"""TODO."""
+
+import sys
+from pathlib import Path
+
+from cfld.data.deepfashion import prepare
+from cfld.data.encode import write_cache
+from cfld.data.own_photos import make_pairs
+from cfld.tools.cli import PRECISIONS, command, command_parser, pick_device
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = command_parser("cfld.data", __doc__)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | pairs | cache")
+    sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
+    sub.add_argument("root", metavar="ROOT", type=Path)
+    sub = commands.add_parser("pairs", help="make lists, pairs and annotations of photos in a folder a person")
+    sub.add_argument("root", metavar="ROOT", type=Path)
+    sub.add_argument("--test-share", type=float, default=0.1, help="share of the people, the last, that are held out")
+    sub.add_argument("--min-confidence", type=float, default=0.0, help="joints of a lower score are missing")
+    sub = commands.add_parser("cache", help="encode every training photo once; continues what was interrupted")
+    sub.add_argument("root", metavar="ROOT", type=Path)
+    sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/cache)")
+    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of products (default: bf16)")
+    sub.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    options = parser.parse_args(argv)
+    if options.command == "cache":
+        out = options.out or options.root / "cache"
+        write_cache(options.root, options.model, out, pick_device(options.device), PRECISIONS[options.precision])
+        return
+    if options.command == "pairs":
+        counts = make_pairs(options.root, options.test_share, options.min_confidence)
+    else:
+        counts = prepare(options.root)
+    width = max(len(f"{count:,}") for count in counts.values())
+    for name, count in counts.items():
+        print(f"{count:{width},} {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

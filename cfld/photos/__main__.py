@@ -1,0 +1,54 @@
+"""What the model will make of a photo: the joints over it, which side is which, and the window that is cut.
+
+    python -m cfld.photos photo.jpg --pose pose.json --out preview.png
+    python -m cfld.photos photo.jpg --out preview.png photo.json      joints found by MediaPipe, and kept
+
+The preview is in the photo's own pixels, and larger than the photo where the window is. A name that ends in .json
+becomes OpenPose's JSON of the joints, which every --pose takes.
+"""
+
+import sys
+from pathlib import Path
+
+from cfld.photos.crop import fit
+from cfld.photos.keypoints import POSE_HELP, add_pose_options, joints_on, pose_settings
+from cfld.photos.preview import openpose_json, preview
+from cfld.pose import JOINTS
+from cfld.tools.cli import command, command_parser
+from cfld.tools.files import refuse_overwrite, write_json
+from cfld.tools.pictures import check_picture_name, read_image, save_image
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = command_parser("cfld.photos", __doc__)
+    parser.add_argument("photo", metavar="PHOTO", help="the photo")
+    parser.add_argument(
+        "--pose", metavar="FILE", help=f"the joints in it (default: found in the photo by MediaPipe): {POSE_HELP}"
+    )
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="a picture, a .json file, or both")
+    add_pose_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace the files if they exist")
+    options = parser.parse_args(argv)
+
+    how, outs = pose_settings(options), [Path(out) for out in options.out]
+    for out in outs:
+        if out.suffix.lower() != ".json":
+            check_picture_name(out)
+        refuse_overwrite(out, options.force)
+    photo = read_image(options.photo, upright=True)
+    joints = joints_on(photo, options.pose or options.photo, **how)
+    crop = fit((photo.height, photo.width), joints)
+    missing = [name for name, joint in zip(JOINTS, joints, strict=True) if min(joint) < 0]
+    print(f"{len(JOINTS) - len(missing)} of {len(JOINTS)} joints; missing: {', '.join(missing) or 'none'}")
+    print(f"window: {crop.width}x{crop.height} from x = {crop.left}, y = {crop.top} of {photo.width}x{photo.height}")
+    for out in outs:
+        if out.suffix.lower() == ".json":
+            write_json(out, openpose_json(joints, photo))
+        else:
+            save_image(out, preview(photo, joints, crop))
+        print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Pictures to tensors and back.
+
+Letters in shapes: B pictures, H side of a square."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from cfld.pose import pose_maps
+
+
+def to_square(photo: Image.Image, size: int) -> Tensor:
+    """A photo stretched to a square by pillow's bicubic filter -> (3, size, size) uint8."""
+    square = photo.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def to_range(images: Tensor) -> Tensor:
+    """uint8 images in [0, 255] -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
+    """images (B, 3, H, H) in [-1, 1] -> B pictures of size (height, width), by antialiased bicubic interpolation."""
+    images = F.interpolate(images.float() / 2 + 0.5, size=size, mode="bicubic", antialias=True)
+    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
+
+
+def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Columns of equally large pictures as one picture."""
+    width, height = columns[0][0].size
+    grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
+    for x, column in enumerate(columns):
+        for y, picture in enumerate(column):
+            grid.paste(picture, (width * x, height * y))
+    return grid
+
+
+def pose_picture(keypoints: Tensor, size: tuple[int, int]) -> Image.Image:
+    """keypoints (18, 2) as (y, x) in the 256x176 frame -> the skeleton as a picture of size (height, width)."""
+    skeleton = pose_maps(keypoints[None], 256)[:, :3]
+    return to_pictures(skeleton * 2 - 1, size)[0]

@@ -1,0 +1,119 @@
+"""What the playground's page sends, checked."""
+
+import argparse
+import base64
+import binascii
+import io
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cfld.model import CFLD
+from cfld.photos.crop import fitted
+from cfld.photos.keypoints import keypoints_from
+from cfld.sample import SCALE_LIMIT
+from cfld.sampling import check_steps
+from cfld.scheduler import SAMPLERS
+from cfld.tools.cli import UserError, parse_size
+from cfld.tools.pictures import to_rgb, turned_upright
+
+MEGABYTE = 1 << 20
+PHOTO_LIMIT = 20 * MEGABYTE
+PIXEL_LIMIT = 64_000_000  # of a photo; a few kilobytes can claim to be billions
+JSON_LIMIT = {"/pose": MEGABYTE, "/paint": PHOTO_LIMIT * 4 // 3 + MEGABYTE}  # base64 makes four bytes of three
+SEED_LIMIT = 8  # of seeds in one request
+DECODING = threading.Lock()  # one photo at a time: a small file may be a large picture
+
+
+class Refused(Exception):
+    """A request that is not served, and why."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def read_photo(data: bytes) -> Image.Image:
+    """The bytes of a JPEG, PNG or WebP file -> the picture in RGB, upright. Raises UserError."""
+    if not data:
+        raise UserError("the photo must be a JPEG, PNG or WebP picture, found an empty file")
+    try:
+        with DECODING, Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            width, height = image.size
+            if width * height <= PIXEL_LIMIT:
+                return to_rgb(turned_upright(image))
+    except Image.DecompressionBombError:
+        raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found more: make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise UserError("the photo must be a JPEG, PNG or WebP picture, found something else") from None
+    except Exception as error:  # pillow raises whatever a damaged file leads it to
+        raise UserError(f"the photo is damaged ({error}): save or copy it again") from None
+    raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found {width} x {height}: make it smaller")
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON -> its value. Raises UserError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"must be JSON ({error})") from None
+
+
+def fields(content: Any, *names: str) -> list[Any]:
+    """The values of an object's fields. Raises UserError unless it has just these."""
+    if not isinstance(content, dict) or set(content) != set(names):
+        raise UserError(f"a request must be an object of {', '.join(names)}, found {str(content)[:60]}")
+    return [content[name] for name in names]
+
+
+def read_pose(body: bytes) -> np.ndarray:
+    """The body of POST /pose -> keypoints (18, 2). Raises UserError."""
+    text, size, person, sure = fields(parse(body), "text", "pose_size", "person", "min_confidence")
+    if not (isinstance(text, str) and isinstance(size, str) and type(person) is int and type(sure) in (int, float)):
+        raise UserError("text and pose_size must be strings, person a whole number and min_confidence a number")
+    try:
+        width_height = parse_size(size) if size.strip() else None
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"pose-size {error}") from None
+    return keypoints_from(parse(text), width_height and width_height[::-1], person, sure)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What POST /paint asks for: a picture a seed."""
+
+    photo: Image.Image
+    keypoints: np.ndarray
+    seeds: list[int]
+    steps: int
+    sampler: str
+    pose_scale: float
+    appearance_scale: float
+
+
+def read_order(body: bytes, model: CFLD) -> Order:
+    """The body of POST /paint, checked. Raises UserError."""
+    photo, pose, seeds, steps, sampler, *scales = fields(
+        parse(body), "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"
+    )
+    if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+        raise UserError(f"seeds must be whole numbers of at least 0 and below 2^63, found {str(seeds)[:60]}")
+    if not 1 <= len(seeds) <= SEED_LIMIT:
+        raise UserError(f"the number of seeds must be within 1 .. {SEED_LIMIT}, found {len(seeds)}")
+    if type(steps) is not int:
+        raise UserError(f"steps must be a whole number, found {str(steps)[:60]}")
+    check_steps("steps", steps, model.config)
+    if sampler not in list(SAMPLERS):
+        raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {str(sampler)[:60]}")
+    if not all(type(scale) in (int, float) and abs(scale) <= SCALE_LIMIT for scale in scales):
+        limits, found = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}", str(scales)[:60]
+        raise UserError(f"pose_scale and appearance_scale must be numbers within {limits}, found {found}")
+    try:
+        data = base64.b64decode(photo, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise UserError("the photo must be in base64") from None
+    return Order(fitted(read_photo(data)), keypoints_from(pose), seeds, steps, sampler, *scales)
