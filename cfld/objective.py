@@ -62,14 +62,15 @@ def draw_step(seed: int, step: int, places: range, config: CFLDConfig, noise_off
     return Draws(scalars[:, 0], depth, rows(scalars[:, 1:3]), rows(scalars[:, 3:5]), rows(vae_noise), rows(noise))
 
 
-def encode(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
-    """images (2B, 3, H, H) uint8, a few at a time, or their cached moments (2B, 8, h, w); noise (2B, 4, h, w)
-    -> scaled latents (2B, 4, h, w)."""
-    if images.dtype != torch.uint8:
-        mean, logvar = images.float().chunk(2, dim=1)
+def encode(vae: VAE, batch: Batch, noise: Tensor) -> Tensor:
+    """The images of a batch, a few at a time, or their cached moments; noise (2B, C, h, w)
+    -> scaled latents (2B, C, h, w)."""
+    if batch.moments is not None:
+        mean, logvar = batch.moments.float().chunk(2, dim=1)
         return vae.sample(mean, logvar, noise)
+    assert batch.images is not None
     with torch.no_grad():
-        moments = [vae.moments(to_range(chunk)) for chunk in images.split(8)]
+        moments = [vae.moments(to_range(chunk)) for chunk in batch.images.split(8)]
     mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
     return vae.sample(mean, logvar, noise)
 
@@ -116,7 +117,7 @@ def training_loss(
     recipe: of CFLD.drop
     min_snr: of timestep_weights, which are 1 in the paper and are not where the model predicts the velocity (TINY)
     """
-    latents = encode(vae, batch.images, draws.vae_noise)
+    latents = encode(vae, batch, draws.vae_noise)
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
 
     source_images = mirrored(to_range(batch.source_images), draws)

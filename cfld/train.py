@@ -46,7 +46,7 @@ from cfld.config import CFLDConfig, to_dict
 from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
 from cfld.data.cache import Cache
 from cfld.data.encode import manifest
-from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, open_pairs
+from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, attributes_of, open_pairs
 from cfld.folder import save, save_parts
 from cfld.model import CFLD, Conditions
 from cfld.objective import Draws, draw_step, training_loss
@@ -166,7 +166,7 @@ class Run:
         if options.stage in ("source", "base"):
             assert self.model is not None
             module.requires_grad_(False)
-            num_attributes = self.described(self.pairs)[0][-1].numel()
+            num_attributes = attributes_of(self.pairs.person(0)).numel()
             if options.stage == "source":
                 self.model.source_encoder.requires_grad_(True)
                 self.helper = AttributeHead(num_attributes, self.config)
@@ -519,6 +519,7 @@ class Run:
         pairs = self.described(self.held_out)
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
         batch = collate(chosen).to(self.device)
+        assert batch.images is not None
         truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
         steps = self.options.sample_steps
         with self.averaged(), self.autocast(), torch.no_grad():
@@ -572,14 +573,14 @@ class Run:
         found = []
         with torch.no_grad(), self.autocast():
             for i in self.some_pairs():
-                found.append(self.vae.moments(to_range(self.pairs[i][2][None].to(self.device))))
+                found.append(self.vae.moments(to_range(self.pairs[i].target[None].to(self.device))))
         mean, logvar = (torch.cat(parts).float().cpu() for parts in zip(*found, strict=True))
         return mean, logvar
 
     def source_features(self, source_encoder: Swin) -> list[Tensor]:
         """f_1 .. f_4 of about 256 training photos."""
         with torch.no_grad():
-            found = [source_encoder(to_range(self.pairs[i][0][None])) for i in self.some_pairs()]
+            found = [source_encoder(to_range(self.pairs[i].source_image[None])) for i in self.some_pairs()]
         return [torch.cat(maps) for maps in zip(*found, strict=True)]
 
     def some_pairs(self) -> range:

@@ -47,7 +47,7 @@ def base_loss(
 ) -> tuple[Tensor, Tensor]:
     """Eq. 2 with attributes as its condition, over the 2B photos of a batch: as training_loss."""
     assert batch.attributes is not None
-    latents = encode(vae, batch.images, draws.vae_noise)
+    latents = encode(vae, batch, draws.vae_noise)
     timesteps = scheduler.cubic_timesteps(draws.timesteps)
     prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
     conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
@@ -101,6 +101,7 @@ def standardise(source_encoder: Swin, features: list[Tensor]) -> None:
 def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
     """Absolute and squared error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a
     batch."""
+    assert batch.images is not None
     images = to_range(batch.images)
     mean, logvar = vae.moments(images)
     mean, logvar = mean.float(), logvar.float()
