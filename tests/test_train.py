@@ -975,26 +975,6 @@ def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder
     fails(main, "--finetune", tmp_path, "--out", tmp_path / "new", words=["whole model folder", "model.safetensors"])
 
 
-def test_a_plot_shows_the_log(whole: Path, tmp_path: Path, fails) -> None:
-    from PIL import Image
-
-    from cfld.tools.plot import HELD_OUT, SMOOTH, read_log, smooth, ticks
-
-    assert main(["--plot", str(whole)]) == 0
-    colours = {colour for _, colour in Image.open(whole / "plot.png").getcolors(1 << 20)}
-    assert SMOOTH in colours and HELD_OUT not in colours
-    lines = [{"step": step, "loss": loss, "lr": 1e-4} for step, loss in ((1, 0.9), (2, math.nan), (3, 0.7))]
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "held-out loss": 0.8}]) + '{"step": 4, "lo'
-    (tmp_path / "log.jsonl").write_text(text)
-    assert read_log(tmp_path / "log.jsonl")["loss"] == [(1, 0.9), (3, 0.7)]
-    assert main(["--plot", str(tmp_path)]) == 0
-    assert HELD_OUT in {colour for _, colour in Image.open(tmp_path / "plot.png").getcolors(1 << 20)}
-    assert smooth([(i, float(i)) for i in range(80)])[40] == (40, 40) and ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    (tmp_path / "log.jsonl").write_text("")
-    fails(main, "--plot", tmp_path, words=["log.jsonl", "--log-every"])
-    fails(main, "--plot", tmp_path / "nowhere", words=["run folder"])
-
-
 def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
     seen: list[tuple] = []
 
