@@ -6,7 +6,7 @@ In names and shapes, always:
     keypoints    (18, 2) as (y, x) in cfld.pose.FRAME, -1 = missing: what the model takes
     size         (height, width) of the image
 
-The way down: read_pose -> read_joints -> joints_from -> points_of -> to_joints.
+The way down: read_pose -> read_joints -> joints_from -> openpose_points or array_points -> to_joints.
 """
 
 import argparse
