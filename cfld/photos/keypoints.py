@@ -295,7 +295,7 @@ def joints_on(
 POSE_HELP = "a .json or .npy file of joints, FILE.csv#NAME, or a photo (docs/poses.md)"
 
 
-def add_pose_options(parser: argparse.ArgumentParser) -> None:
+def add_pose_options(parser: argparse._ActionsContainer) -> None:
     """The options that say how to read what --pose takes."""
     parser.add_argument(
         "--pose-size", type=parse_size, metavar="WxH", help="of the joints' image, if a file does not say"
