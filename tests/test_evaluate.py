@@ -5,8 +5,10 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -368,6 +370,15 @@ def test_painting_goes_on_and_takes_no_other_model(
     fails(main, *command, "--force", words=["must be empty or made by this command"])
 
 
+class OneOfSeveral(Processes):
+    """A process whose others come later, in the same test."""
+
+    def barrier(self) -> None:
+        pass
+
+    wait_for_work = barrier
+
+
 def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: Path) -> None:
     pairs = FashionPairs(fashion, "test", 16, 16)
 
@@ -377,7 +388,7 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
     for folder, world in (("alone", 1), ("shared", 3)):
         for rank in range(world):
-            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, Processes(rank, world))
+            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, OneOfSeveral(rank, world))
     contents = [{p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("alone", "shared")]
     assert contents[0] == contents[1] and len(contents[0]) == 7 and len(set(contents[0].values())) == 7
 
@@ -391,7 +402,7 @@ def test_processes_share_the_parts_and_get_all_of_them_in_order(tmp_path: Path, 
             mine.append(part.start)
             return {"x": torch.arange(part.start, part.stop)}
 
-        paths = make_parts(tmp_path, 10, make, Processes(rank, 2), "making")
+        paths = make_parts(tmp_path, 10, make, OneOfSeveral(rank, 2), "making")
     assert made == {0: [0, 6], 1: [3, 9]}
     assert torch.equal(torch.cat([read_safetensors(path)[0]["x"] for path in paths]), torch.arange(10))
 
@@ -440,6 +451,32 @@ def test_two_processes_measure_the_same(micro_folder: Path, small: Path, tmp_pat
     assert (tmp_path / "one" / "numbers.csv").read_bytes() == (tmp_path / "two" / "numbers.csv").read_bytes()
     assert read_json(tmp_path / "one" / "manifest.json")["rows"]["micro"]["FID"] > 0
     assert len({json.dumps(read_json(tmp_path / name / "manifest.json")["rows"]) for name in launchers}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other(lost: int, small: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    wait = "import cfld.evaluate.__main__ as e, time; e.open_set = lambda options: time.sleep(600); e.main()"
+    options = ["--ground-truth", "--data", small, "--out", tmp_path / "out", "--device", "cpu", "--timeout", "0.2"]
+    processes = []
+    for rank in range(2):
+        start = ["-c", wait] if rank == lost else ["-m", "cfld.evaluate"]
+        environment = {**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, *start, *map(str, options)]
+        processes.append(subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        time.sleep(10)
+        processes[lost].kill()
+        _, error = processes[1 - lost].communicate(timeout=60)
+        assert processes[1 - lost].returncode == 2
+        assert "Traceback" not in error and f"process {1 - lost} has lost another" in error
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 STANDING = np.full((18, 2), -1, np.float32)  # neck to hips 80 pixels

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import cfld
@@ -57,7 +56,7 @@ from cfld.evaluate.weights import INCEPTIONS
 from cfld.scheduler import SAMPLERS
 from cfld.tools.cli import PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
-from cfld.tools.processes import Processes
+from cfld.tools.processes import Processes, join
 from cfld.tools.tensors import read_safetensors
 
 
@@ -85,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch", type=int, default=8, help="images at a time; changes them by rounding alone")
     options.add_argument("--precision", choices=PRECISIONS, help="of weights (default: fp32; --model on CUDA: bf16)")
     options.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    options.add_argument("--timeout", type=float, default=30, help="minutes after which a lost process ends the others")
     options.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep images")
     return options
 
@@ -125,20 +125,20 @@ def images_to_measure(
     else:
         folder = options.pred or options.out / "pictures"
         paths, hint = find_pictures(folder, cases.pairs), NAME_HINT
-    facts = {"folder": str(folder.resolve()), **check_pictures(paths, cases.size, hint, quiet=not processes.first)}
+    facts = {"folder": str(folder.resolve()), **check_pictures(paths, cases.size, hint, quiet=not processes.is_main)}
     if (folder / "manifest.json").is_file():
         facts["made with"] = read_json(folder / "manifest.json")
     return files_method(paths, cases.size), facts
 
 
-def load_networks(folder: Path, processes: Processes, device: torch.device) -> tuple[dict[str, nn.Module], dict]:
+def load_networks(folder: Path, processes: Processes) -> tuple[dict[str, nn.Module], dict]:
     """The networks by metric, and what a manifest says about their files. A metric whose files are missing is left out,
     and the missing files are printed. Raises UserError for wrong files."""
     missing = {metric: missing_weights(folder, metric) for metric in WEIGHTS}
     lines = [line for lines in missing.values() for line in lines]
     for line in lines:
-        processes.say(line)
-    networks = {metric: load_network(folder, metric).to(device) for metric in WEIGHTS if not missing[metric]}
+        processes.print(line)
+    networks = {metric: load_network(folder, metric).to(processes.device) for metric in WEIGHTS if not missing[metric]}
     sums = {file: sha256(folder / file) for metric in networks for file in WEIGHTS[metric]}
     return networks, {"weights": sums, "weights missing": lines}
 
@@ -153,19 +153,14 @@ def versions(device: torch.device) -> dict[str, str]:
 @command
 def evaluate(argv: list[str]) -> None:
     options = parser().parse_args(argv)
-    processes = Processes.join()
-    try:
+    with join(options.device, options.timeout) as processes:
         evaluate_here(options, processes)
-        processes.wait()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        processes.wait_for_work()  # of the main process, which writes the results
 
 
 def evaluate_here(options: argparse.Namespace, processes: Processes) -> None:
     """The evaluation, by one of several processes."""
     # What can fail comes before what takes long: options, weights, images.
-    device = processes.device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # a GPU must give the numbers of a CPU
     cases = open_set(options)
     others: dict[str, Method] = baselines(cases) if isinstance(cases, PairSet) else {"truth": the_truth}
@@ -173,10 +168,10 @@ def evaluate_here(options: argparse.Namespace, processes: Processes) -> None:
     if not options.force:
         for file in ("numbers.csv", "manifest.json"):
             refuse_overwrite(options.out / file, force=False)
-    networks, weights = load_networks(options.weights, processes, device)
-    processes.wait()  # until all have looked at the folder
+    networks, weights = load_networks(options.weights, processes)
+    processes.barrier()  # until all have looked at the folder
 
-    with alone_in(options.out) if processes.first else contextlib.nullcontext():
+    with alone_in(options.out) if processes.is_main else contextlib.nullcontext():
         generate = None
         if isinstance(cases, PairSet) and (options.model or options.vae):
             generate = plan_painting(options, cases, processes)
@@ -188,7 +183,7 @@ def evaluate_here(options: argparse.Namespace, processes: Processes) -> None:
         if isinstance(cases, PairSet):
             for metric in (metric for metric in FIDS if metric in networks):
                 file = weights["weights"][INCEPTIONS[FIDS[metric]]]
-                real[metric] = real_statistics(cases, metric, networks[metric], file, device, options.out, processes)
+                real[metric] = real_statistics(cases, metric, networks[metric], file, options.out, processes)
 
         # The images.
         if generate is not None:
@@ -204,12 +199,12 @@ def evaluate_here(options: argparse.Namespace, processes: Processes) -> None:
             "pictures": made,
             **weights,
             "real sets": {metric: statistics.label for metric, statistics in real.items()},
-            "versions": versions(device),
+            "versions": versions(processes.device),
         }
-        measured = partial(measure_part, cases=cases, methods=methods, networks=networks, device=device)
+        measured = partial(measure_part, cases=cases, methods=methods, networks=networks, device=processes.device)
         folder = options.out / f".parts_{digest(facts)}"
         parts = make_parts(folder, len(cases), measured, processes, "measuring")
-        if processes.first:
+        if processes.is_main:
             write_results(options.out, cases, list(methods), [read_safetensors(p)[0] for p in parts], real, facts)
             for folder in (*options.out.glob(".parts_*"), *options.out.glob(".real_*")):
                 shutil.rmtree(folder)

@@ -37,12 +37,12 @@ def make_parts(
     paths = [folder / f"{part.start:06d}.safetensors" for part in parts]
     mine = processes.share(len(parts))
     total = sum(len(parts[i]) for i in mine)
-    with tqdm(total=total, desc=title, unit="image", disable=not processes.first) as bar:
+    with tqdm(total=total, desc=title, unit="image", disable=not processes.is_main) as bar:
         for i in mine:
             if not paths[i].is_file():
                 write_tensors(paths[i], make(parts[i]))
             bar.update(len(parts[i]))
-    processes.wait()
+    processes.wait_for_work()
     return paths
 
 
@@ -103,7 +103,6 @@ def real_statistics(
     metric: str,
     network: nn.Module,
     weights: str,
-    device: torch.device,
     out: Path,
     processes: Processes,
 ) -> FeatureStatistics:
@@ -126,19 +125,19 @@ def real_statistics(
     name = f"real_{FIDS[metric]}_{size[0]}x{size[1]}.safetensors"
     places = [root / "evaluation" / name, out / name]  # the second where the first cannot be written
     path = next((place for place in places if place.is_file()), places[not os.access(root, os.W_OK)])
-    if processes.decide(path.is_file()):
+    if processes.broadcast(path.is_file()):
         return FeatureStatistics.read(path, label)
 
     @torch.no_grad()
     def make(part: range) -> dict[str, Tensor]:
         photos = [resized(read_image(folder / names[i]), size) for i in part]
-        return {"features": network(to_images(photos, device)).cpu()}
+        return {"features": network(to_images(photos, processes.device)).cpu()}
 
     parts = out / f".{path.stem}_{digest(label)}"
     paths = make_parts(parts, len(names), make, processes, f"real set of {metric}")
     statistics = statistics_of([read_safetensors(p)[0]["features"] for p in paths], label)
-    processes.wait()  # until all have read the parts
-    if processes.first:
+    processes.barrier()  # until all have read the parts
+    if processes.is_main:
         statistics.save(path)
         shutil.rmtree(parts)
     return statistics
