@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from itertools import chain
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from references import DATA, relative_error
 from cfld.data.__main__ import main
 from cfld.data.batch import StepOrder, collate, step_batches
 from cfld.data.cache import Cache
-from cfld.data.deepfashion import flat_name, prepare
+from cfld.data.deepfashion import flat_name, line_of, prepare, read_split, write_split
 from cfld.data.encode import manifest
 from cfld.data.pairs import FashionPairs, open_pairs
 from cfld.folder import save
@@ -109,6 +110,36 @@ def test_an_annotated_photo_that_no_list_has_is_flattened_too_and_a_blank_line_d
     fails(main, "prepare", raw, words=["train.lst, line 53", "nobody.jpg"])
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a1.jpg\na.jpg\n", 2),
+        ("from,to\na1.jpg,b.jpg\nb.jpg, a.jpg\n", 3),
+        ("name:keypoints_y:keypoints_x\naa.jpg: [1]: [2]\na.jpg: [1]: [2]\n", 3),
+        ("first, a1.jpg\nfirst, a.jpg\n", 2),
+    ],
+)
+def test_the_line_of_a_name_is_not_that_of_a_longer_name(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "list").write_text(text)
+    assert line_of(tmp_path / "list", "a.jpg") == line
+
+
+def test_lists_are_written_as_they_are_read(tmp_path: Path) -> None:
+    joints = np.full((18, 2), -1.0)
+    joints[0] = 4, 2.5
+    (tmp_path / "test_highres").mkdir()
+    (tmp_path / "test_highres" / "a.jpg").write_bytes(b"12345")
+    write_split(tmp_path, "test", [("a.jpg", "a.jpg")], {"a.jpg": joints, "b.jpg": joints.astype(int)})
+    assert (tmp_path / "test.lst").read_text() == "a.jpg\nb.jpg\n"
+    assert (tmp_path / "fasion-resize-pairs-test.csv").read_text() == "from,to\na.jpg,a.jpg\n"
+    lines = (tmp_path / "fasion-resize-annotation-test.csv").read_text().splitlines()
+    assert lines[0] == "name:keypoints_y:keypoints_x" and lines[2].startswith("b.jpg: [4, -1, -1")
+    assert lines[1].startswith("a.jpg: [4.0, -1.0") and ": [2.5, -1.0" in lines[1]
+    found = read_split(tmp_path, "test")
+    assert (found.pairs, found.photos, found.sizes) == ([("a.jpg", "a.jpg")], ["a.jpg"], [5])
+    assert np.array_equal(found.keypoints_of("a.jpg"), joints) and found.keypoints.shape == (1, 18, 2)
+
+
 def test_text_in_another_encoding_is_named(raw: Path, fails) -> None:
     path = raw / "fasion-resize-annotation-train.csv"
     path.write_bytes(b"\xff\xfe" + path.read_bytes())
@@ -125,7 +156,7 @@ def test_other_mistakes_are_one_line(raw: Path, tmp_path: Path, fails) -> None:
 
 def test_a_pair_is_pils_bicubic_stretch_to_squares(fashion: Path) -> None:
     pairs = FashionPairs(fashion, "train", 128, 64)
-    source_image, source, target, source_keypoints, _ = pairs[0]
+    source_image, source, target, source_keypoints, *_ = pairs[0]
     name = pairs.pairs[0][0]
     photo = Image.open(fashion / "train_highres" / name).convert("RGB")
     assert photo.size == (176, 256)
@@ -137,11 +168,46 @@ def test_a_pair_is_pils_bicubic_stretch_to_squares(fashion: Path) -> None:
 
 def test_a_batch_has_all_sources_first_and_splits_into_whole_pairs(fashion: Path) -> None:
     pairs = FashionPairs(fashion, "train", 32, 32)
-    batch = collate([pairs[i] for i in range(4)])
-    assert torch.equal(batch.images[1], pairs[1][1]) and torch.equal(batch.images[4 + 1], pairs[1][2])
-    parts = list(batch.split(2))
-    assert torch.equal(parts[1].images[0], pairs[2][1]) and torch.equal(parts[1].images[2], pairs[2][2])
-    assert torch.equal(parts[1].keypoints[3], pairs[3][4])
+    batch = collate([pairs[i]._replace(attributes=torch.tensor([float(i)])) for i in range(4)], range(8, 12))
+    assert torch.equal(batch.images[1], pairs[1].source) and torch.equal(batch.images[4 + 1], pairs[1].target)
+    first, second = batch.split(2)
+    assert torch.equal(second.images[0], pairs[2].source) and torch.equal(second.images[2], pairs[2].target)
+    assert torch.equal(second.source_images[1], pairs[3].source_image)
+    assert torch.equal(second.keypoints[3], pairs[3].target_keypoints)
+    assert second.attributes.tolist() == [[2.0], [3.0]] and second.moments is None
+    assert (first.places, second.places) == (range(8, 10), range(10, 12))
+    assert collate([pairs[0], pairs[1]]).places == range(2)
+
+
+def test_a_change_of_a_batch_reaches_every_tensor_and_keeps_the_places(fashion: Path) -> None:
+    pairs = FashionPairs(fashion, "train", 32, 32)
+    batch = collate([pairs[i] for i in range(2)], range(4, 6))
+    moved = batch.to("meta")
+    assert (moved.source_images.device, moved.images.device, moved.keypoints.device) == (torch.device("meta"),) * 3
+    assert moved.places == range(4, 6) and moved.moments is None and moved.attributes is None
+
+
+def test_each_photo_of_a_pair_is_read_once_and_only_the_source_is_resized_for_its_encoder(
+    fashion: Path, monkeypatch
+) -> None:
+    pairs = FashionPairs(fashion, "train", 64, 32)
+    sizes, read = [], []
+    monkeypatch.setattr("cfld.data.pairs.to_square", lambda photo, size: sizes.append(size))
+    monkeypatch.setattr("cfld.data.pairs.read_image", lambda path: read.append(path.name))
+    pairs[0]
+    assert sorted(sizes) == [32, 64, 64] and tuple(read) == pairs.pairs[0]
+
+
+def test_a_data_set_goes_to_workers_without_a_file_descriptor_for_each_photo(fashion: Path) -> None:
+    pairs = FashionPairs(fashion, "train", 32, 32)
+    before = len(os.listdir("/proc/self/fd"))
+    sent = ForkingPickler.dumps(pairs)  # as to a worker that is spawned: tensors go in shared memory
+    assert len(os.listdir("/proc/self/fd")) <= before + 1 and len(sent)
+    joints = pairs.lists.keypoints
+    assert joints.shape == (len(pairs.photos), 18, 2) and joints.dtype == np.float32
+    name = pairs.pairs[3][1]
+    assert np.array_equal(pairs[3].target_keypoints, pairs.lists.keypoints_of(name))
+    assert np.array_equal(joints[pairs.photos.index(name)], pairs.lists.keypoints_of(name))
 
 
 def test_a_missing_or_unreadable_photo_is_named(raw: Path) -> None:
@@ -197,7 +263,7 @@ def test_people_from_memory_are_those_of_the_folder(tmp_path: Path) -> None:
         ours, theirs = memory[index], folder[index]
         for drawn, saved in zip(ours[:3], theirs[:3], strict=True):
             assert (drawn.float() - saved.float()).abs().mean() < 2  # saved as JPEG
-        assert torch.equal(ours[3], theirs[3]) and torch.equal(ours[4], theirs[4])
+        assert torch.equal(ours[3], theirs[3]) and torch.equal(ours[4], theirs[4]) and ours.attributes is None
 
 
 @pytest.mark.parametrize("place", ["people:10x2@599995", "people:0x2", "people:3x1"])
@@ -229,10 +295,14 @@ def test_a_cache_gives_the_source_image_and_the_moments_of_every_photo(
     plain = pairs[3]
     pairs.cache = Cache(cache, manifest(pairs, micro_folder / "vae.safetensors"), pairs.photos)
     cached = pairs[3]
-    assert torch.equal(cached[0], plain[0]) and torch.equal(cached[4], plain[4])
-    moments = torch.cat(vae.moments(to_range(plain[2][None])), dim=1)[0]
-    assert cached[2].dtype == torch.float16
-    assert torch.allclose(cached[2].float(), moments, rtol=1e-3, atol=1e-3)
+    assert torch.equal(cached.source_image, plain.source_image)
+    assert torch.equal(cached.target_keypoints, plain.target_keypoints)
+    for found, image in ((cached.source, plain.source), (cached.target, plain.target)):
+        moments = torch.cat(vae.moments(to_range(image[None])), dim=1)[0]
+        assert found.dtype == torch.float16 and torch.allclose(found.float(), moments, rtol=1e-3, atol=1e-3)
+    batch = collate([cached, pairs[4]])
+    assert batch.images is None and torch.equal(batch.moments[2], cached.target)
+    assert torch.equal(next(batch.split(2)).moments, torch.stack([cached.source, cached.target]))
 
 
 def test_a_cache_in_the_default_precision_differs_by_its_rounding(
@@ -300,7 +370,7 @@ def test_photos_of_ones_own_become_pairs_and_the_last_people_are_held_out(tmp_pa
     ann, bob = ([f"{name}--{i}.jpg" for i in (0, 1)] for name in ("ann", "bob"))
     assert train.pairs == [(ann[0], ann[1]), (ann[1], ann[0]), (bob[0], bob[1]), (bob[1], bob[0])]
     assert {name for pair in test.pairs for name in pair} == {"cem--0.jpg", "cem--1.jpg"}
-    keypoints = train[0][4]  # of the second photo, in the frame of 256x176
+    keypoints = train[0].target_keypoints  # of the second photo, in the frame of 256x176
     assert keypoints[0].tolist() == [40, 88] and keypoints[1].tolist() == [62, 88]
     assert (keypoints[2:] == -1).all()  # the wrist was doubtful
     assert os.path.samefile(root / "ann" / "0.jpg", root / "train_highres" / "ann--0.jpg")

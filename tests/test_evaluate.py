@@ -391,7 +391,7 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
 
 def test_processes_share_the_parts_and_get_all_of_them_in_order(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "PART", 3)
+    monkeypatch.setattr("cfld.evaluate.measure.PART", 3)
     made: dict[int, list[int]] = {0: [], 1: []}
     for rank in (0, 1):
 
@@ -405,7 +405,7 @@ def test_processes_share_the_parts_and_get_all_of_them_in_order(tmp_path: Path, 
 
 
 def test_an_interrupted_measurement_goes_on(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PART", 1)
+    monkeypatch.setattr("cfld.evaluate.measure.PART", 1)
     monkeypatch.setattr(evaluate, "baselines", lambda cases: {})
     predictions(small, tmp_path / "mine")
     measured = []

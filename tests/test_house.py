@@ -38,7 +38,7 @@ FLOORS = (
     ("sampling",),
     ("training",),
     ("sample",),
-    ("train", "convert", "evaluate", "edit", "playground", "preview", "data.__main__"),
+    ("train", "convert", "evaluate", "edit", "playground", "preview", "data.__main__", "people.__main__"),
 )
 COMMANDS = ("train", "convert", "evaluate", "edit", "playground")  # nobody imports these, and no __main__
 FILES = {

@@ -1,4 +1,15 @@
-"""TODO."""
+"""Prepare photos for training and evaluation.
+
+    python -m cfld.data prepare ROOT             flatten DeepFashion In-shop's ROOT/MEN and ROOT/WOMEN, check its lists
+    python -m cfld.data pairs ROOT               make the same of your own photos in ROOT/PERSON/photo.jpg
+    python -m cfld.data cache ROOT --model DIR   encode every training photo once, so that training need not
+
+ROOT holds train.lst, test.lst, fasion-resize-pairs-{train,test}.csv and fasion-resize-annotation-{train,test}.csv (the
+public files are spelled so; fashion- is read as well), and after preparing train_highres/ and test_highres/.
+
+Wherever a command asks for such a folder, people:2000x4 stands for 2,000 synthetic people in 4 poses each, rendered
+when they are needed (people:2000x4@500: from seed 500 on).
+"""
 
 import sys
 from pathlib import Path
@@ -15,15 +26,15 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | pairs | cache")
     sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
     sub.add_argument("root", metavar="ROOT", type=Path)
-    sub = commands.add_parser("pairs", help="make lists, pairs and annotations of photos in a folder a person")
+    sub = commands.add_parser("pairs", help="make lists, pairs and annotations of your own photos")
     sub.add_argument("root", metavar="ROOT", type=Path)
-    sub.add_argument("--test-share", type=float, default=0.1, help="share of the people, the last, that are held out")
+    sub.add_argument("--test-share", type=float, default=0.1, help="share of the people (the last) in the test split")
     sub.add_argument("--min-confidence", type=float, default=0.0, help="joints of a lower score are missing")
-    sub = commands.add_parser("cache", help="encode every training photo once; continues what was interrupted")
+    sub = commands.add_parser("cache", help="encode every training photo once; continues an interrupted run")
     sub.add_argument("root", metavar="ROOT", type=Path)
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/cache)")
-    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of products (default: bf16)")
+    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of the VAE (default: bf16)")
     sub.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
     options = parser.parse_args(argv)
     if options.command == "cache":

@@ -1,10 +1,14 @@
-"""Batches of pairs, and which pairs make which step.
+"""Pairs, batches of pairs, and which pairs make which step.
 
-Letters in shapes: B pairs, S side of a source image, H side of an image for the VAE."""
+Letters in shapes: B pairs, S side of an image for the source encoder, H side of an image for the VAE, C channels and
+h x w size of its latents, A attributes.
+"""
 
+import functools
 import signal
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,51 +16,78 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
+class Pair(NamedTuple):
+    """Two photos of one person, and the poses in them. The model learns to generate the target from the source."""
+
+    source_image: Tensor  # (3, S, S) uint8, for the source encoder
+    source: Tensor  # for the VAE: (3, H, H) uint8, or from a cache its moments (2C, h, w) float16
+    target: Tensor  # likewise
+    source_keypoints: Tensor  # (18, 2) as (y, x) in the 256x176 frame, -1 = missing
+    target_keypoints: Tensor
+    attributes: Tensor | None = None  # (A,): cfld.people.attribute_vector, for --stage source and base
+
+
 @dataclass(frozen=True)
 class Batch:
-    """B pairs as 2B rows: first every source from itself (Eq. 5), then every target from its source (Eq. 3)."""
+    """B pairs as 2B samples: first every source from itself (Eq. 5), then every target from its source (Eq. 3)."""
 
     source_images: Tensor  # (B, 3, S, S) uint8, for the source encoder
-    images: Tensor  # for the VAE, sources, then targets: (2B, 3, H, H) uint8, or from a cache (2B, 2C, h, w) moments
-    keypoints: Tensor  # (2B, 18, 2) as (y, x) in the 256x176 frame: of the sources, then of the targets
-    attributes: Tensor | None = None  # (B, A), for --stage source and base: cfld.people.attribute_vector
+    images: Tensor | None  # (2B, 3, H, H) uint8, for the VAE: sources, then targets; None where a cache gives moments
+    moments: Tensor | None  # (2B, 2C, h, w) float16: the VAE's mean and log-variance of the images, from a cache
+    keypoints: Tensor  # (2B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing: of the sources, then of the targets
+    attributes: Tensor | None  # (B, A), for --stage source and base
+    places: range  # of the B pairs in the global batch
 
     def __len__(self) -> int:
         return len(self.source_images)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: change(x) for name, x in tensors.items() if x is not None})
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {name: change(x) for name, x in tensors.items()}
+        return replace(self, **changed)
 
     def to(self, device: str | torch.device) -> "Batch":
         """The batch on a device."""
-        return self.each(lambda x: x.to(device, non_blocking=True))
+        return self.map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which copies to a GPU do not wait."""
-        return self.each(Tensor.pin_memory)
+        """The batch in page-locked memory, from which copies to a GPU do not wait. The DataLoader calls this."""
+        return self.map(Tensor.pin_memory)
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Cut B pairs into equal parts, in order."""
-        sources, targets = self.images.chunk(2)
-        source_keypoints, target_keypoints = self.keypoints.chunk(2)
-        columns = [self.source_images, sources, targets, source_keypoints, target_keypoints]
-        columns += [] if self.attributes is None else [self.attributes]
-        for s, x_s, x_g, k_s, k_g, *attributes in zip(*(column.chunk(parts) for column in columns), strict=True):
-            yield Batch(s, torch.cat([x_s, x_g]), torch.cat([k_s, k_g]), *attributes)
+        """Cut the B pairs into equal micro-batches, in order."""
+        size = -(-len(self) // parts)
+        for first in range(0, len(self), size):
+            chosen = slice(first, first + size)
+            yield Batch(
+                self.source_images[chosen],
+                None if self.images is None else of_pairs(self.images, chosen),
+                None if self.moments is None else of_pairs(self.moments, chosen),
+                of_pairs(self.keypoints, chosen),
+                None if self.attributes is None else self.attributes[chosen],
+                self.places[chosen],
+            )
 
 
-Pair = tuple[Tensor, ...]
+def of_pairs(samples: Tensor, chosen: slice) -> Tensor:
+    """samples (2B, ...), sources then targets -> those of the chosen b pairs (2b, ...), in the same order."""
+    return samples.unflatten(0, (2, -1))[:, chosen].flatten(0, 1)
 
 
-def collate(pairs: list[Pair]) -> Batch:
-    """B items of a data set of pairs -> a Batch."""
-    source_images, sources, targets, source_keypoints, target_keypoints, *attributes = (
-        torch.stack(x) for x in zip(*pairs, strict=True)
+def collate(pairs: list[Pair], places: range | None = None) -> Batch:
+    """B pairs -> a Batch. places: of the pairs in the global batch; None: these pairs are all of it."""
+    source_images, sources, targets, source_keypoints, target_keypoints, attributes = zip(*pairs, strict=True)
+    samples = torch.stack([*sources, *targets])
+    cached = samples.dtype != torch.uint8
+    return Batch(
+        source_images=torch.stack(source_images),
+        images=None if cached else samples,
+        moments=samples if cached else None,
+        keypoints=torch.stack([*source_keypoints, *target_keypoints]),
+        attributes=None if attributes[0] is None else torch.stack(attributes),
+        places=range(len(pairs)) if places is None else places,
     )
-    images, keypoints = torch.cat([sources, targets]), torch.cat([source_keypoints, target_keypoints])
-    return Batch(source_images, images, keypoints, *attributes)
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -66,38 +97,46 @@ def seeded(*key: int) -> torch.Generator:
 
 
 class StepOrder(Sampler[list[int]]):
-    """Which pairs make step 0, 1, 2, ...: a new permutation an epoch, its last partial batch dropped. A step's pairs
-    are a function of (seed, step), so a run can begin anywhere; a process among several takes some places of each."""
+    """Which pairs make step start, start + 1, ..., stop - 1.
+
+    Every epoch is a new permutation whose last, partial batch is dropped. A step's pairs are a function of (seed,
+    step), so a run can begin anywhere.
+
+    pairs: how many there are
+    batch: pairs in the global batch
+    places: those of the global batch that this process takes; None: all
+    """
 
     def __init__(self, pairs: int, batch: int, seed: int, start: int, stop: int, places: range | None = None):
         self.pairs, self.batch, self.seed, self.start, self.stop = pairs, batch, seed, start, stop
         self.places = range(batch) if places is None else places
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps_an_epoch = self.pairs // self.batch
+        steps_per_epoch = self.pairs // self.batch
         permutation, current = torch.empty(0), -1
         for step in range(self.start, self.stop):
-            epoch, place = divmod(step, steps_an_epoch)
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
             if epoch != current:
                 permutation, current = torch.randperm(self.pairs, generator=seeded(self.seed, epoch)), epoch
-            yield permutation[[place * self.batch + i for i in self.places]].tolist()
+            yield permutation[[step_of_epoch * self.batch + place for place in self.places]].tolist()
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
 def ignore_signals(worker: int) -> None:
-    """A worker stops when its parent does: a signal to all processes must not take the photos from one that saves."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """Let a worker end with its parent: a signal to all processes must not stop the workers of one that is saving."""
+    for name in ("SIGTERM", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def step_batches(dataset: Dataset[Pair], order: StepOrder, workers: int) -> Generator[Batch]:
-    """One Batch a step of the order. Closing the iterator ends its workers, and so does an error."""
+    """One Batch for each step of the order. Closing the iterator ends its workers, and so does an error."""
     loader: DataLoader[Pair] = DataLoader(
         dataset,
         batch_sampler=order,
-        collate_fn=collate,
+        collate_fn=functools.partial(collate, places=order.places),
         num_workers=workers,
         worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),

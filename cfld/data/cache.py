@@ -1,4 +1,8 @@
-"""A cache of encoded photos, and what it depends on."""
+"""A cache of encoded photos: what python -m cfld.data cache has written.
+
+manifest.json              what the cache depends on: the VAE, the photos, the sizes
+shard_00000.safetensors    source_images (n, 3, S, S) uint8 and moments (n, 2C, h, w) float16 of SHARD photos
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,32 +13,44 @@ from torch import Tensor
 from cfld.tools.cli import UserError
 from cfld.tools.files import check_manifest
 
-SHARD = 1024  # photos a file
+SHARD = 1024  # photos per file
 ANOTHER = "make another cache with python -m cfld.data cache"
 
 
 class Cache:
-    """What write_cache has written: the source image (3, S, S) uint8 and the moments (2C, h, w) float16 of photos.
+    """The source images and moments of photos, read one at a time.
 
-    Raises UserError if it is of another VAE, of other photos, or not whole.
+    folder: where write_cache has written them
+    expected: the manifest that the folder must have, see cfld.data.encode.manifest
+    photos: the names of the photos, in the cache's order
+
+    Raises UserError if the cache is of another VAE or of other photos, or if a file is missing.
     """
 
     def __init__(self, folder: str | Path, expected: dict[str, Any], photos: list[str]):
-        self.folder, self.places = Path(folder), {name: i for i, name in enumerate(photos)}
-        if not (self.folder / "manifest.json").is_file():
+        self.index = {name: place for place, name in enumerate(photos)}
+        self.paths = shards(Path(folder), len(photos))
+        manifest = Path(folder) / "manifest.json"
+        if not manifest.is_file():
             raise UserError(f"{folder}: holds no cache; python -m cfld.data cache makes one")
-        check_manifest(self.folder / "manifest.json", expected, ANOTHER)
-        missing = [path for path in shards(self.folder, len(photos)) if not path.is_file()]
-        if missing:
+        check_manifest(manifest, expected, ANOTHER)
+        if missing := [path for path in self.paths if not path.is_file()]:
             raise UserError(f"{folder} is not whole: {missing[0].name} is missing; run python -m cfld.data cache again")
-        self.files: dict[int, Any] = {}  # opened when they are needed, by each worker for itself
+        self.files: dict[int, Any] = {}  # each worker opens its own, when it needs them
 
-    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        number, place = divmod(self.places[name], SHARD)
-        if number not in self.files:
-            self.files[number] = safe_open(shards(self.folder, len(self.places))[number], framework="pt")
-        source_images, moments = (self.files[number].get_slice(key)[place] for key in ("source_images", "moments"))
-        return source_images, moments
+    def source_image(self, name: str) -> Tensor:
+        """A photo for the source encoder: (3, S, S) uint8."""
+        return self.read("source_images", name)
+
+    def moments(self, name: str) -> Tensor:
+        """The VAE's mean and log-variance of a photo: (2C, h, w) float16."""
+        return self.read("moments", name)
+
+    def read(self, tensor: str, name: str) -> Tensor:
+        shard, place = divmod(self.index[name], SHARD)
+        if shard not in self.files:
+            self.files[shard] = safe_open(self.paths[shard], framework="pt")
+        return self.files[shard].get_slice(tensor)[place]
 
 
 def shards(folder: Path, photos: int) -> list[Path]:

@@ -1,22 +1,80 @@
-"""DeepFashion In-shop's layout: lists, pairs, annotations, and the preparing of a folder."""
+"""DeepFashion In-shop's layout: reading and writing its lists, and preparing its folder.
 
+    ROOT/MEN/, WOMEN/                                the photos as they are unpacked; prepare() puts them below
+    ROOT/{train,test}_highres/                       the photos of a split, under their flattened names
+    ROOT/{train,test}.lst                            the names of a split's photos
+    ROOT/fasion-resize-pairs-{train,test}.csv        from,to: the names of source and target
+    ROOT/fasion-resize-annotation-{train,test}.csv   name:keypoints_y:keypoints_x, in the 256x176 frame, -1 = missing
+
+The public files are spelled so; fashion-resize-... is read as well.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from cfld.photos.keypoints import read_annotations
 from cfld.tools.cli import UserError
-from cfld.tools.files import link, read_text
+from cfld.tools.files import link, read_text, write_lines
 
 SPLITS = ("train", "test")
 
 
-def flat_name(path: Path) -> str:
-    """A photo's path below ROOT -> its flattened name: WOMEN/Tees_Tanks/id_00007838/05_7_additional.jpg ->
-    fashionWOMENTees_Tanksid0000783805_7additional.jpg."""
-    *folders, identity, view = path.parts
-    first, *rest = view.split("_")
-    return "fashion" + "".join(folders) + identity.replace("_", "") + "_".join([first, "".join(rest)])
+@dataclass(frozen=True)
+class Split:
+    """What the lists of a split say, in a prepared folder. N photos are in its pairs."""
+
+    folder: Path  # of the photos
+    pairs: list[tuple[str, str]]  # names of source and target
+    photos: list[str]  # the N names, sorted
+    index: dict[str, int]  # name -> place in photos
+    keypoints: np.ndarray  # (N, 18, 2) float32 as (y, x) in the 256x176 frame, -1 = missing
+    sizes: list[int]  # of the N files, in bytes
+
+    def keypoints_of(self, name: str) -> np.ndarray:
+        """A photo's keypoints (18, 2)."""
+        return self.keypoints[self.index[name]]
+
+
+def read_split(root: Path, split: str) -> Split:
+    """The lists of a split of a prepared folder.
+
+    Raises UserError if a file is malformed, or a photo or an annotation of a pair is missing.
+    """
+    folder, pairs = root / f"{split}_highres", read_pairs(table_path(root, "pairs", split))
+    annotations = read_annotations(table_path(root, "annotation", split))
+    photos = sorted({name for pair in pairs for name in pair})
+    if missing := [name for name in photos if name not in annotations]:
+        raise UserError(f"{root}: {missing[0]} is in a {split} pair but has no annotation")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; python -m cfld.data prepare {root} makes it")
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    if missing := [name for name in photos if name not in sizes]:
+        raise UserError(
+            f"{folder}: {len(missing)} photos of {split} pairs are missing (first: {missing[0]}); "
+            f"run python -m cfld.data prepare {root}"
+        )
+    keypoints = np.array([annotations[name] for name in photos], np.float32).reshape(-1, 18, 2)
+    index = {name: place for place, name in enumerate(photos)}
+    return Split(folder, pairs, photos, index, keypoints, [sizes[name] for name in photos])
+
+
+def write_split(
+    root: Path, split: str, pairs: Iterable[tuple[str, str]], annotations: Mapping[str, np.ndarray]
+) -> None:
+    """Write the three lists of a split; the .lst last, so that where it stands the others do.
+
+    pairs: names of source and target
+    annotations: keypoints (18, 2) as (y, x) in the 256x176 frame, -1 = missing, of each photo by name
+    """
+    rows = [f"{name}: {joints[:, 0].tolist()}: {joints[:, 1].tolist()}" for name, joints in annotations.items()]
+    write_lines(root / f"fasion-resize-annotation-{split}.csv", ["name:keypoints_y:keypoints_x", *rows])
+    write_lines(root / f"fasion-resize-pairs-{split}.csv", ["from,to", *map(",".join, pairs)])
+    write_lines(root / f"{split}.lst", annotations)
 
 
 def table_path(root: Path, kind: str, split: str) -> Path:
@@ -29,13 +87,8 @@ def table_path(root: Path, kind: str, split: str) -> Path:
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a .lst file, a line each."""
+    """The names in a .lst file, one per line."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def line_of(path: Path, name: str) -> int:
-    """The number of the first line of a file that holds a name."""
-    return next(number for number, line in enumerate(read_text(path).splitlines(), start=1) if name in line)
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -53,8 +106,25 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
+def line_of(path: Path, name: str) -> int:
+    """The number of the first line of a list, of pairs or of annotations that has this name in a field of its own."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        fields = (line, line.partition(":")[0], *line.split(","))
+        if name in (field.strip() for field in fields):
+            return number
+    raise LookupError(f"{name} is not in {path}")
+
+
+def flat_name(path: Path) -> str:
+    """A photo's path below ROOT -> its flattened name: WOMEN/Tees_Tanks/id_00007838/05_7_additional.jpg ->
+    fashionWOMENTees_Tanksid0000783805_7additional.jpg."""
+    *folders, identity, view = path.parts
+    first, *rest = view.split("_")
+    return "fashion" + "".join(folders) + identity.replace("_", "") + "_".join([first, "".join(rest)])
+
+
 def prepare(root: Path) -> dict[str, int]:
-    """Flatten the tree of photos and check that everything the files name is there.
+    """Flatten the tree of photos, and check that all photos and annotations that the lists name are there.
 
     Returns counts by name. Raises UserError that names file and line of the first thing that is missing or malformed.
     """
@@ -66,21 +136,28 @@ def prepare(root: Path) -> dict[str, int]:
     }
     counts = {"photos in MEN/ and WOMEN/": len(photos)}
     for split in SPLITS:
-        list_path, folder = root / f"{split}.lst", root / f"{split}_highres"
-        annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
-        names, annotations, pairs = read_list(list_path), read_annotations(annotation_path), read_pairs(pairs_path)
-        named = {name: pairs_path for pair in pairs for name in pair}
-        named |= dict.fromkeys(annotations, annotation_path) | dict.fromkeys(names, list_path)
-        for name, path in tqdm(named.items(), desc=f"{split} photos", unit="photo"):
-            if not (folder / name).is_file():
-                if name not in photos:
-                    where = f"{path}, line {line_of(path, name)}"
-                    raise UserError(f"{where}: {name} must be in {folder} or in {tree}/MEN or /WOMEN, and is not")
-                link(photos[name], folder / name)
-        for name in (name for pair in pairs for name in pair if name not in annotations):
-            where = f"{pairs_path}, line {line_of(pairs_path, name)}"
-            raise UserError(f"{where}: {name} must have a row in {annotation_path.name}, and has none")
-        counts[f"{split} photos"] = len(names)
-        counts[f"{split} photos without annotation"] = len(set(names) - annotations.keys())
-        counts[f"{split} pairs"] = len(pairs)
+        counts |= prepare_split(root, split, photos, tree)
     return counts
+
+
+def prepare_split(root: Path, split: str, photos: dict[str, Path], tree: Path) -> dict[str, int]:
+    """prepare() for one split. photos: by flattened name, those found below tree."""
+    list_path, folder = root / f"{split}.lst", root / f"{split}_highres"
+    annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
+    names, annotations, pairs = read_list(list_path), read_annotations(annotation_path), read_pairs(pairs_path)
+    named_in = {name: pairs_path for pair in pairs for name in pair}
+    named_in |= dict.fromkeys(annotations, annotation_path) | dict.fromkeys(names, list_path)
+    for name, path in tqdm(named_in.items(), desc=f"{split} photos", unit="photo"):
+        if not (folder / name).is_file():
+            if name not in photos:
+                where = f"{path}, line {line_of(path, name)}"
+                raise UserError(f"{where}: {name} must be in {folder} or in {tree}/MEN or /WOMEN, and is not")
+            link(photos[name], folder / name)
+    for name in (name for pair in pairs for name in pair if name not in annotations):
+        where = f"{pairs_path}, line {line_of(pairs_path, name)}"
+        raise UserError(f"{where}: {name} must have a line in {annotation_path.name}, and has none")
+    return {
+        f"{split} photos": len(names),
+        f"{split} photos without annotation": len(set(names) - annotations.keys()),
+        f"{split} pairs": len(pairs),
+    }

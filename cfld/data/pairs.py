@@ -1,20 +1,10 @@
-"""Photos in DeepFashion In-shop's layout: preparing a folder, and the pairs that train and test the method.
+"""The pairs that train and test the method: of a prepared folder, or of synthetic people.
 
-    python -m cfld.data prepare ROOT             flattens ROOT/MEN and ROOT/WOMEN, checks lists, pairs, annotations
-    python -m cfld.data pairs ROOT               makes the same of your own photos in a folder a person
-    python -m cfld.data cache ROOT --model DIR   encodes every training photo once, so that training need not
-
-Wherever a folder is asked for, people:2000x4 stands for 2,000 drawn people in 4 poses each, made when they are
-needed (people:2000x4@500: from seed 500 on).
-
-ROOT holds train.lst, test.lst, fasion-resize-pairs-{train,test}.csv and fasion-resize-annotation-{train,test}.csv (the
-misspelling is in the public files; fashion- is read as well), and after preparing train_highres/ and test_highres/.
-
-Letters in shapes: B pairs, S side of a source image, H side of an image for the VAE.
+Letters in shapes: S side of an image for the source encoder, H side of an image for the VAE, C channels and h x w size
+of its latents, A attributes.
 """
 
 import functools
-import os
 import re
 from itertools import permutations
 from pathlib import Path
@@ -28,8 +18,7 @@ from torch.utils.data import Dataset
 from cfld import people
 from cfld.data.batch import Pair
 from cfld.data.cache import Cache
-from cfld.data.deepfashion import read_pairs, table_path
-from cfld.photos.keypoints import read_annotations
+from cfld.data.deepfashion import read_split
 from cfld.photos.pixels import to_square
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_object
@@ -39,60 +28,57 @@ from cfld.tools.pictures import read_image
 class FashionPairs(Dataset[Pair]):
     """The pairs of a split of a prepared folder.
 
-    Item i is (source image (3, S, S), source (3, H, H), target (3, H, H), all uint8, and the keypoints (18, 2) of
-    source and target); with a cache, source and target are moments (2C, h, w). Raises UserError if a photo or an
-    annotation of a pair is missing.
+    image_size, source_size: H and S of the items
+    cache: set it to take the source images and moments from there instead of reading the photos
+
+    Raises UserError if a list is malformed, or a photo or an annotation of a pair is missing.
     """
 
     def __init__(self, root: str | Path, split: str, image_size: int, source_size: int):
-        self.root, self.split, self.image_size, self.source_size = Path(root), split, image_size, source_size
-        self.folder = self.root / f"{split}_highres"
+        self.root, self.image_size, self.source_size = Path(root), image_size, source_size
+        self.lists = read_split(self.root, split)
+        self.pairs, self.photos = self.lists.pairs, self.lists.photos
         self.cache: Cache | None = None
-        self.pairs = read_pairs(table_path(self.root, "pairs", split))
-        annotations = read_annotations(table_path(self.root, "annotation", split))
-        self.photos = sorted({name for pair in self.pairs for name in pair})
-        for name in self.photos:
-            if name not in annotations:
-                raise UserError(f"{self.root}: {name} is in a {split} pair but has no annotation")
-        if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such folder; python -m cfld.data prepare {self.root} makes it")
-        self.sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}  # in bytes, by name
-        if missing := [name for name in self.photos if name not in self.sizes]:
-            raise UserError(
-                f"{self.folder}: {len(missing)} photos of {split} pairs are missing (first: {missing[0]}); "
-                f"run python -m cfld.data prepare {self.root}"
-            )
-        self.keypoints = {name: torch.from_numpy(annotations[name]) for name in self.photos}
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Pair:
-        source, target = self.pairs[index]
-        source_image, source_photo = self.photo(source)
-        return source_image, source_photo, self.photo(target)[1], self.keypoints[source], self.keypoints[target]
+    def __getitem__(self, number: int) -> Pair:
+        source, target = self.pairs[number]
+        if self.cache is not None:
+            images = self.cache.source_image(source), self.cache.moments(source), self.cache.moments(target)
+        else:
+            images = (*self.views(source), to_square(self.read(target), self.image_size))
+        keypoints = (torch.from_numpy(self.lists.keypoints_of(name)) for name in (source, target))
+        return Pair(*images, *keypoints)
 
-    def person(self, index: int) -> int:
-        """The seed of the drawn person whom a pair shows."""
-        name = self.pairs[index][0]
+    def read(self, name: str) -> Image.Image:
+        """A photo as it is in the folder."""
+        return read_image(self.lists.folder / name)
+
+    def views(self, name: str) -> tuple[Tensor, Tensor]:
+        """A photo for the source encoder and for the VAE: (3, S, S) and (3, H, H), uint8."""
+        photo = self.read(name)
+        return to_square(photo, self.source_size), to_square(photo, self.image_size)
+
+    def person(self, number: int) -> int:
+        """The seed of the synthetic person whom a pair shows. Raises UserError if the folder shows no such people."""
+        name = self.pairs[number][0]
         if not (self.root / "people.json").is_file() or not (found := re.search(r"id(\d{8})01_", name)):
             raise UserError(
                 f"{self.root}: must be a folder that python -m cfld.people made, for --stage source and base"
             )
         return int(found[1])
 
-    def photo(self, name: str) -> tuple[Tensor, Tensor]:
-        """A photo for the source encoder and for the VAE: (3, S, S) and (3, H, H) uint8; or from the cache."""
-        if self.cache is not None:
-            return self.cache[name]
-        photo = read_image(self.folder / name)
-        return to_square(photo, self.source_size), to_square(photo, self.image_size)
-
 
 class PeoplePairs(Dataset[Pair]):
-    """All ordered pairs of photos of drawn people, each made when it is asked for. Items are as FashionPairs'.
+    """All ordered pairs of photos of synthetic people, rendered when they are asked for.
 
-    Raises UserError for seeds that are kept for measures.
+    identities: number of people, from this seed on
+    poses: photos of each
+    image_size, source_size: H and S of the items
+
+    Raises UserError for seeds that are kept for measuring.
     """
 
     def __init__(self, identities: int, poses: int, seed: int, image_size: int, source_size: int):
@@ -105,15 +91,11 @@ class PeoplePairs(Dataset[Pair]):
     def __len__(self) -> int:
         return self.identities * len(self.orders)
 
-    def person(self, index: int) -> int:
-        """The seed of the person whom a pair shows."""
-        return self.seed + index // len(self.orders)
-
-    def __getitem__(self, index: int) -> Pair:
-        order = self.orders[index % len(self.orders)]
-        source, target = (people.draw(self.person(index), i) for i in order)
+    def __getitem__(self, number: int) -> Pair:
+        order = self.orders[number % len(self.orders)]
+        source, target = (people.draw(self.person(number), pose) for pose in order)
         photo = Image.fromarray(source.image)
-        return (
+        return Pair(
             to_square(photo, self.source_size),
             to_square(photo, self.image_size),
             to_square(Image.fromarray(target.image), self.image_size),
@@ -121,32 +103,42 @@ class PeoplePairs(Dataset[Pair]):
             torch.from_numpy(target.annotation.astype(np.float32)),
         )
 
+    def person(self, number: int) -> int:
+        """The seed of the person whom a pair shows."""
+        return self.seed + number // len(self.orders)
 
-@functools.cache
-def attributes_of(seed: int) -> Tensor:
-    """The attributes (A,) of a drawn person."""
-    return torch.from_numpy(people.attribute_vector(people.identity(seed)))
+
+Pairs = FashionPairs | PeoplePairs
 
 
 class DescribedPairs(Dataset[Pair]):
-    """Pairs of drawn people, and behind each what a prompt could say about the person: (A,) attributes."""
+    """Pairs of synthetic people with their attributes, what a prompt could say about the person.
 
-    def __init__(self, pairs: FashionPairs | PeoplePairs):
+    Raises UserError if the pairs show no synthetic people.
+    """
+
+    def __init__(self, pairs: Pairs):
         self.pairs = pairs
         pairs.person(0)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Pair:
-        return (*self.pairs[index], attributes_of(self.pairs.person(index)))
+    def __getitem__(self, number: int) -> Pair:
+        return self.pairs[number]._replace(attributes=attributes_of(self.pairs.person(number)))
 
 
-Pairs = FashionPairs | PeoplePairs
+@functools.cache
+def attributes_of(seed: int) -> Tensor:
+    """The attributes (A,) of a synthetic person."""
+    return torch.from_numpy(people.attribute_vector(people.identity(seed)))
 
 
 def open_pairs(place: str | Path, split: str, image_size: int, source_size: int) -> Pairs:
-    """The pairs of a prepared folder, or of people:NxP[@SEED]; the test split of those is the eight people after."""
+    """The pairs of a prepared folder, or of "people:NxP[@SEED]": N synthetic people in P poses each.
+
+    The test split of the latter is the eight people that follow. Raises UserError.
+    """
     if named := re.fullmatch(r"people:(\d+)x(\d+)(?:@(\d+))?", str(place)):
         identities, poses, seed = (int(number or 0) for number in named.groups())
         if split == "test":
@@ -160,7 +152,7 @@ def open_pairs(place: str | Path, split: str, image_size: int, source_size: int)
 
 
 def refuse_measured(seeds: range) -> None:
-    """Raise UserError if people of these seeds must not be trained on."""
+    """Raise UserError if people of these seeds are kept for measuring."""
     try:
         people.refuse_seeds(seeds[0], seeds[-1])
     except ValueError as error:

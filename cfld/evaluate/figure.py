@@ -141,7 +141,7 @@ def make_figure(cases: PairSet, methods: dict[str, Method], study: Path | None, 
     for index in range(len(cases)):
         case = cases[index]
         assert case.source is not None
-        pose = pose_picture(cases.photos.keypoints[cases.pairs[index][1]], cases.size)
+        pose = pose_picture(torch.from_numpy(cases.lists.keypoints_of(cases.pairs[index][1])), cases.size)
         row = [Tile(Image.fromarray(case.source)), Tile(pose), Tile(Image.fromarray(case.truth))]
         for name, method in methods.items():
             picture = method(index, case)

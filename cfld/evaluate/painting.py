@@ -98,6 +98,7 @@ def vae_painter(folder: Path, device: torch.device, dtype: torch.dtype) -> Paint
 
     @torch.no_grad()
     def painter(rows: list[int], batch: Batch) -> Tensor:
+        assert batch.images is not None
         targets = to_range(batch.images.chunk(2)[1].to(device))
         return vae.decode(vae.encode(targets.to(dtype))).clamp(-1, 1)
 

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cfld.data.pairs import FashionPairs
+from cfld.data.deepfashion import read_split
 from cfld.evaluate.inception import load_inception
 from cfld.evaluate.metrics import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS, SSIM_PROTOCOLS, load_lpips
 from cfld.evaluate.person import Array, backdrop, face_box, mean_colours, person_region
@@ -191,15 +191,15 @@ class PairSet:
     columns = ("from", "to")
 
     def __init__(self, root: Path, size: tuple[int, int], limit: int | None = None):
-        self.photos = FashionPairs(root, "test", image_size=0, source_size=0)  # for its lists: no photo is read with it
-        self.root, self.size, self.whole = root, size, len(self.photos.pairs)
+        self.lists = read_split(root, "test")
+        self.root, self.size, self.whole = root, size, len(self.lists.pairs)
         if limit is not None and not 1 <= limit <= self.whole:
             raise UserError(f"--limit must be within 1 .. {self.whole}, the pairs of {root}, found {limit}")
-        self.pairs = self.photos.pairs[:limit]
+        self.pairs = self.lists.pairs[:limit]
         self.masks = root / "masks_test"
         self.has_masks = self.masks.is_dir()
         if self.has_masks:
-            names = [f"{stem(name)}.png" for name in self.photos.photos]
+            names = [f"{stem(name)}.png" for name in self.lists.photos]
             if missing := [name for name in names if not (self.masks / name).is_file()]:
                 raise UserError(f"{self.masks}: {len(missing)} masks are missing (first: {missing[0]}): make them anew")
 
@@ -210,7 +210,7 @@ class PairSet:
         return self.pairs[index]
 
     def photo(self, name: str) -> Array:
-        return resized(read_image(self.photos.folder / name), self.size)
+        return resized(read_image(self.lists.folder / name), self.size)
 
     def label_map(self, name: str) -> Array:
         """The part that each pixel of a photo shows."""
@@ -222,17 +222,19 @@ class PairSet:
 
     def __getitem__(self, index: int) -> Case:
         source, target = self.pairs[index]
-        joints = self.photos.keypoints[target].numpy()
+        joints = self.lists.keypoints_of(target)
         labels = (self.label_map(source), self.label_map(target)) if self.has_masks else None
         person = labels[1] > 0 if labels else person_region(joints, self.size)
         return Case(self.photo(target), self.photo(source), person, face_box(joints, self.size), labels)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the set."""
-        listed = "\n".join(",".join(pair) for pair in self.photos.pairs)
-        seen = [[name, self.photos.sizes[name], self.photos.keypoints[name].tolist()] for name in self.photos.photos]
+        lists = self.lists
+        listed = "\n".join(",".join(pair) for pair in lists.pairs)
+        rows = zip(lists.photos, lists.sizes, lists.keypoints.tolist(), strict=True)
+        seen = [list(row) for row in rows]
         if self.has_masks:
-            seen += [[name, (self.masks / f"{stem(name)}.png").stat().st_size] for name in self.photos.photos]
+            seen += [[name, (self.masks / f"{stem(name)}.png").stat().st_size] for name in lists.photos]
         return {
             "data": str(self.root.resolve()),
             "pairs": f"{'partial: the first ' if len(self) < self.whole else ''}{len(self)} of {self.whole}",

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cfld.data.deepfashion import write_split
 from cfld.people import OWN_SEEDS, Identity, identity, photo_pose, refuse_seeds, render
 from cfld.people.render import FRAME
 from cfld.tools.cli import HelpFormatter, UserError, command
@@ -157,12 +158,9 @@ def write_lists(folder: Path, plan: Plan, records: list[Record]) -> None:
     """The lists, pairs and annotations of both splits."""
     for split in ("train", "test"):
         chosen = [record["photos"] for record in records if plan.split(record["seed"]) == split]
-        photos = [photo for group in chosen for photo in group]
-        pairs = [(a["name"], b["name"]) for group in chosen for a, b in permutations(group, 2)]
-        write_lines(folder / f"{split}.lst", [photo["name"] for photo in photos])
-        write_lines(folder / f"fasion-resize-pairs-{split}.csv", ["from,to", *(f"{a},{b}" for a, b in pairs)])
-        rows = [f"{photo['name']}: {photo['y']}: {photo['x']}" for photo in photos]
-        write_lines(folder / f"fasion-resize-annotation-{split}.csv", ["name:keypoints_y:keypoints_x", *rows])
+        pairs = [(a["name"], b["name"]) for photos in chosen for a, b in permutations(photos, 2)]
+        annotations = {photo["name"]: np.array([photo["y"], photo["x"]]).T for photos in chosen for photo in photos}
+        write_split(folder, split, pairs, annotations)
 
 
 def write_sheet(folder: Path, plan: Plan, records: list[Record]) -> None:
