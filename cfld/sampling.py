@@ -236,3 +236,8 @@ def check_steps(option: str, steps: int, config: CFLDConfig) -> None:
 def default_size(image_size: int) -> tuple[int, int]:
     """Height and width of results for a model of this image size: the paper's larger or smaller."""
     return (512, 352) if image_size >= 512 else FRAME
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    steps: int = 50

@@ -12,9 +12,10 @@ from conftest import micro_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import cfld.train as train_module
 from cfld import save
 from cfld.convert.__main__ import main as convert
-from cfld.train import Run, main
+from cfld.train import main
 from runs import assert_same, logged, weights
 
 
@@ -81,13 +82,13 @@ def test_a_model_is_not_written_on_another_base_than_it_was_trained_on(
     argv, micro_folder: Path, tmp_path: Path, fails, monkeypatch
 ) -> None:
     shutil.copytree(micro_folder, tmp_path / "base")
-    loop = Run.loop
+    fit = train_module.fit
 
-    def meanwhile(run: Run, stop_at: int) -> None:
-        loop(run, stop_at)
+    def meanwhile(*args: object) -> None:
+        fit(*args)
         save(tmp_path / "base", *micro_model(seed=9), replace=True)
 
-    monkeypatch.setattr(Run, "loop", meanwhile)
+    monkeypatch.setattr(train_module, "fit", meanwhile)
     words = argv("changed base", "--steps", 1, init=tmp_path / "base")
     fails(main, *words, words=["--init", "has changed", "--resume"])
     out = Path(words[words.index("--out") + 1])
@@ -178,9 +179,9 @@ def test_a_damaged_config_of_a_run_is_one_line(whole: Path, tmp_path: Path, fail
 
 
 def test_the_best_checkpoint_outlives_later_ones_and_is_remembered(run, monkeypatch) -> None:
-    monkeypatch.setattr("cfld.train.HELD_OUT", 1)
+    monkeypatch.setattr("cfld.train.VALIDATION_PAIRS", 1)
     losses = iter([0.5, 0.25, 0.75, 0.3, 0.2])
-    monkeypatch.setattr("cfld.train.Run.sum_of_processes", lambda *_: [next(losses)])
+    monkeypatch.setattr("cfld.train.Processes.all_reduce", lambda *_: [next(losses)])
     folder = run("best", "--steps", 3, "--eval-every", 1, "--keep", 1)
     best = folder / "checkpoints" / "best.safetensors"
 

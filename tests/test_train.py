@@ -1,6 +1,5 @@
 """The loop: options, precision, memory, validation, samples, and mistakes."""
 
-import dataclasses
 import json
 import math
 import multiprocessing
@@ -18,16 +17,19 @@ from conftest import MICRO, micro_model
 from PIL import Image
 from safetensors import safe_open
 
+import cfld.train as train_module
 from cfld.data.batch import StepOrder, collate
 from cfld.data.cache import Cache
 from cfld.data.pairs import FashionPairs
 from cfld.folder import load
-from cfld.objective import training_loss
+from cfld.objective import step_noise, training_loss
 from cfld.photos.pixels import to_pictures, to_range
 from cfld.tools.files import alone_in
-from cfld.train import NO_STEP, Run, learning_rate, main
-from cfld.training.memory import checkpoint_blocks
+from cfld.train import NO_STEP, learning_rate, main
+from cfld.training.checkpoint import State
+from cfld.training.memory import checkpoint_activations
 from cfld.training.options import TrainConfig
+from cfld.training.stages import Stage
 from runs import assert_same, logged, weights
 
 
@@ -90,14 +92,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_another(run) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_frozen_weights_are_not_in_the_optimizer(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    options = TrainConfig(**json.loads((whole / "config.json").read_text())["options"])
-    training = Run(dataclasses.replace(options, out=str(tmp_path / "run")), "latest")
-    held = {id(p) for group in training.state.optimizer.param_groups for p in group["params"]}
-    assert training.model is not None
-    for _, p in [*training.model.named_parameters(), *training.vae.named_parameters()]:
-        assert (id(p) in held) == p.requires_grad
+def test_frozen_weights_are_not_in_the_optimizer(run, monkeypatch) -> None:
+    seen: list[tuple[Stage, State]] = []
+    begin = train_module.fit
+
+    def look(stage: Stage, state: State, *rest: object) -> None:
+        seen.append((stage, state))
+        begin(stage, state, *rest)
+
+    monkeypatch.setattr(train_module, "fit", look)
+    run("optimised", "--steps", 1)
+    ((stage, state),) = seen
+    held = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    parameters = dict(stage.named_parameters())
+    assert all((id(p) in held) == p.requires_grad for p in parameters.values())
+    assert len(held) == len(state.trained) < len(parameters)
 
 
 def test_two_trainings_do_not_share_a_folder(whole: Path, tmp_path: Path, fails, monkeypatch) -> None:
@@ -141,13 +150,13 @@ def test_fp16_trains_with_loss_scaling_and_goes_on_with_the_same_scale(run, micr
 
 
 def test_a_step_from_a_cache_has_the_loss_that_its_options_say(run, cache: Path, fashion: Path) -> None:
-    options = ("--recipe", "released", "--min-snr", 0.1, "--noise-offset", 0.3, "--seed", 3)
+    options = ("--recipe", "released", "--min-snr", 0.1, "--seed", 3)
     (line,) = logged(run("cached", "--steps", 1, "--cache", cache, *options))
     pairs = FashionPairs(fashion, "train", MICRO.image_size, MICRO.swin.image_size)
     pairs.cache = Cache(cache, {}, pairs.photos)
     (places,) = StepOrder(len(pairs), 4, 3, 0, 1)
-    batch, draws = collate([pairs[i] for i in places]), step_noise(3, 0, range(4), MICRO, 0.3)
-    assert batch.images.dtype == torch.float16 and (draws.drops < 0.2).any()
+    batch, draws = collate([pairs[i] for i in places]), step_noise(3, 0, range(4), MICRO)
+    assert batch.images is None and batch.moments.dtype == torch.float16 and (draws.drops < 0.2).any()
     model, vae = micro_model()
     losses = [
         training_loss(model, vae, batch, d, recipe, min_snr).item()
@@ -155,7 +164,6 @@ def test_a_step_from_a_cache_has_the_loss_that_its_options_say(run, cache: Path,
             (draws, "released", 0.1),
             (draws, "paper", 0.1),
             (draws, "released", 0.0),
-            (step_noise(3, 0, range(4), MICRO), "released", 0.1),
         )
     ]
     assert line["loss"] == pytest.approx(losses[0], rel=1e-5), losses
@@ -176,14 +184,14 @@ def test_a_cache_of_other_photos_of_the_same_names_is_refused(
 def test_a_folder_that_fills_while_a_model_loads_is_not_emptied(argv, fails, monkeypatch) -> None:
     words = argv("filled", "--steps", 1)
     out = Path(words[words.index("--out") + 1])
-    init = Run.__init__
+    begin = State.begin
 
-    def slowly(run: Run, *args: object) -> None:
-        init(run, *args)
+    def slowly(*args: object, **more: object) -> State:
         out.mkdir()
         (out / "thesis.txt").write_text("precious")
+        return begin(*args, **more)
 
-    monkeypatch.setattr(Run, "__init__", slowly)
+    monkeypatch.setattr(State, "begin", slowly)
     fails(main, *words, words=["already exists", "--force"])
     assert (out / "thesis.txt").read_text() == "precious"
 
@@ -257,12 +265,12 @@ def test_a_gradient_or_weight_that_is_not_finite_reaches_no_checkpoint_and_no_mo
     loss = training_loss
 
     def lost_gradient(*args):
-        value, timesteps = loss(*args)
-        return value + 0 * (value - value.detach()).sqrt(), timesteps  # finite, but the slope of sqrt at 0 is not
+        value = loss(*args)
+        return value + 0 * (value - value.detach()).sqrt()  # finite, but the slope of sqrt at 0 is not
 
-    monkeypatch.setattr("cfld.train.training_loss", lost_gradient)
-    fails(main, *resume, words=["gradient of step 6", "nothing was saved over"])
-    monkeypatch.setattr("cfld.train.training_loss", loss)
+    monkeypatch.setattr("cfld.training.stages.training_loss", lost_gradient)
+    fails(main, *resume, words=["gradient norm of step 6", "was not overwritten"])
+    monkeypatch.setattr("cfld.training.stages.training_loss", loss)
     monkeypatch.setattr("cfld.train.learning_rate", lambda *args: 1e39)
     fails(main, *resume, words=["not finite", "lower --lr"])
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -291,9 +299,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_saves_nothing(
     values["options"] |= {"lr": 1e30, "decay_at": 1.0}
     (tmp_path / "run" / "config.json").write_text(json.dumps(values))
     checkpoint = (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes()
-    line = fails(
-        main, "--out", tmp_path / "run", "--resume", "--steps", 12, words=["loss of step", "timesteps [", "finite"]
-    )
+    line = fails(main, "--out", tmp_path / "run", "--resume", "--steps", 12, words=["loss of step", "finite"])
     assert "nan" in line or "inf" in line
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000006.safetensors"]
     assert (tmp_path / "run" / "checkpoints" / "step_00000006.safetensors").read_bytes() == checkpoint
@@ -326,10 +332,10 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
 
 
 def test_the_held_out_loss_is_of_the_averages_and_changes_nothing(run, whole: Path, fashion: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cfld.train.HELD_OUT", 4)
+    monkeypatch.setattr("cfld.train.VALIDATION_PAIRS", 4)
     folder = run("looked", "--steps", 6, "--ema", 0.9, "--eval-every", 2, "--keep", 1)
     assert_same(weights(folder), weights(whole))
-    seen = {line["step"]: line["held-out loss"] for line in logged(folder) if "held-out loss" in line}
+    seen = {line["step"]: line["validation loss"] for line in logged(folder) if "validation loss" in line}
     assert list(seen) == [2, 4, 6]
     model, vae = load(folder / "model")  # the averages after step 6
     pairs = FashionPairs(fashion, "test", MICRO.image_size, MICRO.swin.image_size)
@@ -380,12 +386,12 @@ def test_switches_reach_the_unet_and_a_stop_changes_nothing_with_them(run, tmp_p
 
     def look(module: torch.nn.Module, level: str) -> None:
         levels.append(level)
-        checkpoint_blocks(module, level)
+        checkpoint_activations(module, level)
 
-    monkeypatch.setattr("cfld.train.checkpoint_blocks", look)
-    switches = ["--compile", "--channels-last", "--checkpointing", "all"]
+    monkeypatch.setattr("cfld.train.checkpoint_activations", look)
+    switches = ["--compile", "--activation-checkpointing", "all"]
     plain, folder = run("no switch", "--steps", 3), run("switches", "--steps", 3, "--save-every", 1, *switches)
-    assert compiled == ["UNet"] and levels == ["none"] * 2 + ["all"] * 2  # of the model and the VAE
+    assert compiled == ["UNet"] and levels == ["none", "all"]
     for a, b in zip(logged(plain), logged(folder), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     before = weights(folder)
@@ -394,15 +400,20 @@ def test_switches_reach_the_unet_and_a_stop_changes_nothing_with_them(run, tmp_p
     assert_same(weights(folder), before)
 
 
-def test_switches_that_change_results_are_kept_on_resume(whole: Path, tmp_path: Path, fails) -> None:
+def test_a_run_that_was_begun_with_former_names_of_options_goes_on(whole: Path, tmp_path: Path, fails) -> None:
     shutil.copytree(whole, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
-    for name in ("noise_offset", "compile", "channels_last", "checkpointing", "eval_every", "timeout"):
-        del values["options"][name]  # as in a run of an older version
+    for name in ("activation_checkpointing", "compile", "eval_every", "timeout"):
+        del values["options"][name]
+    values["options"] |= {"checkpointing": "all", "noise_offset": 0.0, "channels_last": False}
     path.write_text(json.dumps(values))
-    fails(main, "--out", tmp_path / "run", "--resume", "--noise-offset", 0.1, words=["--noise-offset 0.1", "0.0"])
-    assert main(["--out", str(tmp_path / "run"), "--resume", "--noise-offset", "0", "--checkpointing", "all"]) == 0
+    fails(main, "--out", tmp_path / "run", "--resume", "--min-snr", 5, words=["--min-snr 5.0 differs from 0.0"])
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "7"]) == 0
+    assert json.loads(path.read_text())["options"]["activation_checkpointing"] == "all"
+    values["options"]["noise_offset"] = 0.1
+    path.write_text(json.dumps(values))
+    fails(main, "--out", tmp_path / "run", "--resume", words=["--noise-offset 0.1", "does not have"])
 
 
 def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder: Path, tmp_path: Path, fails) -> None:
@@ -414,26 +425,6 @@ def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder
     assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 0
     fails(main, *common, "--init", micro_folder, "--out", tmp_path / "new", words=["--finetune", "--init"])
     fails(main, "--finetune", tmp_path, "--out", tmp_path / "new", words=["whole model folder", "model.safetensors"])
-
-
-def test_a_plot_shows_the_log(whole: Path, tmp_path: Path, fails) -> None:
-    from PIL import Image
-
-    from cfld.tools.plot import HELD_OUT, SMOOTH, read_log, smooth, ticks
-
-    assert main(["--plot", str(whole)]) == 0
-    colours = {colour for _, colour in Image.open(whole / "plot.png").getcolors(1 << 20)}
-    assert SMOOTH in colours and HELD_OUT not in colours
-    lines = [{"step": step, "loss": loss, "lr": 1e-4} for step, loss in ((1, 0.9), (2, math.nan), (3, 0.7))]
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "held-out loss": 0.8}]) + '{"step": 4, "lo'
-    (tmp_path / "log.jsonl").write_text(text)
-    assert read_log(tmp_path / "log.jsonl")["loss"] == [(1, 0.9), (3, 0.7)]
-    assert main(["--plot", str(tmp_path)]) == 0
-    assert HELD_OUT in {colour for _, colour in Image.open(tmp_path / "plot.png").getcolors(1 << 20)}
-    assert smooth([(i, float(i)) for i in range(80)])[40] == (40, 40) and ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    (tmp_path / "log.jsonl").write_text("")
-    fails(main, "--plot", tmp_path, words=["log.jsonl", "--log-every"])
-    fails(main, "--plot", tmp_path / "nowhere", words=["run folder"])
 
 
 def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:

@@ -14,8 +14,8 @@ from cfld.model import CFLD
 from cfld.swin import Swin
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors
-from cfld.training.checkpoint import difference, frozen_hash
-from cfld.training.options import TrainConfig
+from cfld.training.checkpoint import difference, frozen_hash, read_learnt
+from cfld.training.options import TrainConfig, checked_options, saved_options
 from cfld.unet import ResBlock, SpatialTransformer, UNet
 from cfld.vae import VAE, SpatialAttention
 
@@ -116,3 +116,14 @@ def trained_model(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Te
         )
     model.load_state_dict(learnt, strict=False)
     return model, vae
+
+
+def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
+    """The model that a training would write if it ended at this checkpoint, RUN/checkpoints/NAME. Raises UserError."""
+    path = Path(path)
+    learnt, config, frozen = read_learnt(path)
+    run = path.absolute().parent.parent
+    options = checked_options(saved_options(run), run)
+    if options.stage in ("vae", "source"):
+        raise UserError(f"{path}: --stage {options.stage} writes, and scales, its folder only when its training ends")
+    return trained_model(options, config, learnt, frozen)
