@@ -52,7 +52,7 @@ from cfld.model import CFLD, Conditions
 from cfld.objective import Draws, draw_step, training_loss
 from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import FRAME, pose_maps
-from cfld.sampling import check_steps, denoise, sample
+from cfld.sampling import SamplingConfig, denoise, sample
 from cfld.scheduler import Scheduler
 from cfld.swin import Swin
 from cfld.tools.cli import PRECISIONS, UserError, command, pick_device
@@ -128,7 +128,7 @@ class Run:
             )
         begun = self.out / "config.json"
         self.config = read_run_config(begun) if resume and begun.is_file() else architecture(options)
-        check_steps("--sample-steps", options.sample_steps, self.config)
+        SamplingConfig(options.sample_steps).check_steps(self.config, "--sample-steps")
         if options.data is None:
             raise UserError(
                 "--data ROOT is needed: a folder in DeepFashion's layout, prepared by python -m cfld.data prepare ROOT"
@@ -520,7 +520,7 @@ class Run:
         chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
         batch = collate(chosen).to(self.device)
         truths, poses = batch.images.chunk(2)[1], pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
-        steps = self.options.sample_steps
+        how = SamplingConfig(self.options.sample_steps)
         with self.averaged(), self.autocast(), torch.no_grad():
             columns = [to_range(truths)]
             seeds = [seeded(self.options.seed, i) for i in range(len(chosen))]
@@ -528,17 +528,9 @@ class Run:
                 columns += [self.vae.decode(self.vae.encode(to_range(truths)))]
             elif isinstance(self.helper, AttributePrompt):
                 conditions = Conditions(self.helper(batch.attributes), None, None)
-                columns += [denoise(self.model, self.vae, self.scheduler, conditions, steps=steps, generator=seeds)]
+                columns += [denoise(self.model, self.vae, conditions, how, generator=seeds)]
             else:
-                results = sample(
-                    self.model,
-                    self.vae,
-                    self.scheduler,
-                    to_range(batch.source_images),
-                    poses,
-                    steps=steps,
-                    generator=seeds,
-                )
+                results = sample(self.model, self.vae, to_range(batch.source_images), poses, how, generator=seeds)
                 columns = [to_range(batch.images.chunk(2)[0]), poses[:, :3] * 2 - 1, *columns, results]
         grid = picture_grid([to_pictures(column, FRAME) for column in columns])
         save_image(self.out / "samples" / f"step_{self.state.step:08d}.png", grid)

@@ -37,7 +37,7 @@ import cfld
 from cfld.evaluate import figure, study
 from cfld.evaluate.measure import digest, frechet, make_parts, mean_row, measure_part, real_statistics, statistics_of
 from cfld.evaluate.metrics import INCEPTIONS, FeatureStatistics
-from cfld.evaluate.painting import plan_painting
+from cfld.evaluate.painting import plan_generation
 from cfld.evaluate.protocol import (
     FIDS,
     MEANINGS,
@@ -59,7 +59,7 @@ from cfld.evaluate.protocol import (
     table,
     the_truth,
 )
-from cfld.scheduler import SAMPLERS
+from cfld.samplers import SAMPLERS
 from cfld.tools.cli import PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, atomic, read_json, refuse_overwrite, sha256, write_json
 from cfld.tools.processes import Processes
@@ -228,7 +228,7 @@ def evaluate_here(options: argparse.Namespace, processes: Processes, held: conte
     if processes.first:
         held.enter_context(alone_in(options.out))
     if isinstance(cases, PairSet) and (options.model or options.vae):
-        paint_all = plan_painting(options, cases, processes)
+        paint_all = plan_generation(options, cases, processes)
     else:
         found, paint_all = pictures_to_measure(options, cases, processes), None
     real: dict[str, FeatureStatistics] = {}

@@ -282,7 +282,7 @@ POSE_HELP = (
 )
 
 
-def add_pose_options(parser: argparse.ArgumentParser) -> None:
+def add_pose_options(parser: argparse._ActionsContainer) -> None:
     """The options that say how what --pose takes is to be read."""
     parser.add_argument(
         "--pose-size",
@@ -294,7 +294,7 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-confidence",
         type=float,
-        help=f"joints with a score below are missing, within 0 .. 1 (default: {SURE} in photos, 0 in files)",
+        help=f"joints with a lower score are missing (default: {SURE} in photos, 0 in files)",
     )
 
 

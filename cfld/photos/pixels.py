@@ -25,20 +25,25 @@ def to_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
-    """images (B, 3, H, H) in [-1, 1] -> B pictures of size (height, width), by antialiased bicubic interpolation."""
+def to_pictures(images: Tensor, size: tuple[int, int], rounding: bool = True) -> list[Image.Image]:
+    """images (B, 3, H, H) in [-1, 1] -> B pictures of size (height, width), by antialiased bicubic interpolation.
+
+    rounding: to the nearest of 256 values; otherwise truncate, as the public code does
+    """
     images = F.interpolate(images.float() / 2 + 0.5, size=size, mode="bicubic", antialias=True)
-    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    values = images.clamp(0, 1) * 255
+    pixels = (values.round() if rounding else values).byte().cpu().numpy()
     return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
 
 
-def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Columns of equally large pictures as one picture."""
-    width, height = columns[0][0].size
-    grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
+def picture_grid(columns: Sequence[Sequence[Image.Image | None]], background: str = "black") -> Image.Image:
+    """Columns of equally large pictures as one picture. None, and the end of a shorter column, leave a place empty."""
+    width, height = next(picture.size for column in columns for picture in column if picture is not None)
+    grid = Image.new("RGB", (width * len(columns), height * max(map(len, columns))), background)
     for x, column in enumerate(columns):
         for y, picture in enumerate(column):
-            grid.paste(picture, (width * x, height * y))
+            if picture is not None:
+                grid.paste(picture, (width * x, height * y))
     return grid
 
 
