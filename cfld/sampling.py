@@ -62,9 +62,10 @@ class SamplingConfig:
             if not _is_number(scale) or not abs(scale) <= SCALE_LIMIT:
                 limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
                 raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
-        lowest, highest = self.guidance_interval
-        if not (_is_number(lowest) and _is_number(highest) and lowest <= highest):
-            raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {lowest} {highest}")
+        interval = self.guidance_interval
+        if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
+            found = " ".join(map(str, interval))
+            raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
 
     def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
         """Raise UserError, about the option of this name, if the model's schedule has too few timesteps."""
@@ -74,14 +75,14 @@ class SamplingConfig:
 
 
 PAPER = SamplingConfig()
-FAST = SamplingConfig(steps=15, sampler="dpm++")  # nearly as good
+FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The latents of an image that is kept outside a mask (Sec. 4.6; docs/editing.md says how it differs in print)."""
+    """An image that is kept outside a mask (Sec. 4.6, not quite as printed: docs/editing.md)."""
 
-    latents: Tensor  # (1, C, h, w), float32: z_ref,0
+    latents: Tensor  # (1, C, h, w) in float32: z_ref,0
     mask: Tensor  # (1, 1, h, w) bool: True where the model generates
 
     def paste(self, latents: Tensor, kept: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ def test_a_config_checks_itself() -> None:
         ({"appearance_scale": float("nan")}, "appearance_scale must be a number within -100 .. 100, found nan"),
         ({"pose_scale": "2"}, "pose_scale must be a number"),
         ({"guidance_interval": (9, 5)}, "LOW <= HIGH, found 9 5"),
+        ({"guidance_interval": (0, 5, 9)}, "LOW HIGH with LOW <= HIGH, found 0 5 9"),
     ):
         with pytest.raises(UserError, match=words):
             SamplingConfig(**changes)
