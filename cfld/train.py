@@ -39,7 +39,7 @@ from cfld.data.cache import Cache
 from cfld.data.encode import manifest
 from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, open_pairs
 from cfld.objective import step_noise
-from cfld.sampling import check_steps
+from cfld.sampling import SamplingConfig
 from cfld.tools.cli import PRECISIONS, UserError, command
 from cfld.tools.files import alone_in
 from cfld.tools.processes import Processes, join
@@ -249,7 +249,7 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     # Data, of the sizes that the architecture asks for.
     begun = run.path / "config.json"
     config = read_run_config(begun) if request.resume and begun.is_file() else architecture(options)
-    check_steps("--sample-steps", options.sample_steps, config)
+    SamplingConfig(options.sample_steps).check_steps(config, "--sample-steps")
     data = open_data(options, config)
     epochs = 100 if options.epochs is None else options.epochs
     steps = options.steps or max(1, round(epochs * data.steps_per_epoch))

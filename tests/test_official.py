@@ -24,6 +24,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from cfld.metrics import psnr, ssim
+from cfld.protocol import PairSet
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -34,10 +36,8 @@ from cfld import pose as drawing
 from cfld.convert import layout_of, load_official, load_swin, load_vae
 from cfld.data import Batch, FashionPairs, collate, to_range
 from cfld.evaluate import truncated
-from cfld.metrics import psnr, ssim
 from cfld.model import Conditions
 from cfld.objective import Draws, mirrored, training_loss
-from cfld.protocol import PairSet
 from cfld.sample import denoise, sample
 from cfld.scheduler import Scheduler
 from cfld.train import TrainConfig, learning_rate
