@@ -53,7 +53,7 @@ from cfld.evaluate.protocol import (
 )
 from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
-from cfld.scheduler import SAMPLERS
+from cfld.samplers import SAMPLERS
 from cfld.tools.cli import PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, join
