@@ -84,7 +84,7 @@ def load(
     return model.to(device).eval(), vae.to(device).eval()
 
 
-def load_vae_alone(folder: str | Path) -> VAE:
+def load_vae(folder: str | Path) -> VAE:
     """The VAE of a folder that may hold nothing else: config.json, vae.safetensors."""
     path = Path(folder) / "vae.safetensors"
     vae = VAE(read_config(Path(folder) / "config.json").vae)

@@ -5,7 +5,8 @@
 Letters in shapes: B rows, S source images, Q prompt tokens, D their width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,64 @@ from cfld.unet import UNet, repeat_rows
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told beside z_t and t. It depends on no timestep: made once an image, used at every step.
-
-    In baseline B1 query_biases are nine of (B, Q, D) that are added to the prompt, not to the queries.
-    """
+    """The UNet's inputs beside z_t and t, of B samples. They do not depend on t: computed once per image, used at every
+    sampling step. None stands for zeros: no pose, no biases."""
 
     prompt: Tensor  # (B, Q, D): F_d^out, or the unconditional prompt
-    pose_features: list[Tensor] | None  # three maps, finest first; None: no pose
-    query_biases: list[Tensor] | None  # nine of (B, N, C), in the order the UNet meets them; None: no bias
+    pose_features: list[Tensor] | None  # three maps (B, C, H, W), finest first
+    query_biases: list[Tensor] | None  # nine of (B, N, C), in execution order
+
+    def __len__(self) -> int:
+        """The number of samples, B."""
+        return len(self.prompt)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+        """Apply change to every tensor."""
+        return _combine(change, [self])
+
+    def repeat(self, copies: int) -> "Conditions":
+        """All samples, again and again -> copies * B samples."""
+        return Conditions.cat([self] * copies)
+
+    @staticmethod
+    def cat(parts: "Sequence[Conditions]") -> "Conditions":
+        """The samples of all parts, one part after the other."""
+        return _combine(lambda *tensors: torch.cat(tensors), parts)
+
+    def where(self, keep: Tensor, other: "Conditions") -> "Conditions":
+        """Sample i of self where keep (B,) is True, of other (B samples, or 1 for all) where it is False."""
+        return _combine(lambda own, its: torch.where(_column(keep, own), own, its), [self, other])
+
+    def lerp(self, other: "Conditions", weights: Tensor) -> "Conditions":
+        """The line between two conditions of one sample each: weights (n,) -> n samples; at a weight of 0 exactly self,
+        at 1 exactly other."""
+        return _combine(lambda own, its: torch.lerp(own, its, _column(weights.to(own), own)), [self, other])
 
 
-def _rows(tensors: list[Tensor], keep: Tensor) -> list[Tensor]:
-    """Zero the rows of each tensor where keep (B,) is False."""
-    return [torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x)) for x in tensors]
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """values (B,) -> (B, 1, ..., 1), as many axes as like has."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _combine(change: Callable[..., Tensor], parts: Sequence[Conditions]) -> Conditions:
+    """Apply change to the corresponding tensors of all parts. What is None in some parts alone is zeros there."""
+
+    def combined(tensors: list[list[Tensor] | None]) -> list[Tensor] | None:
+        given = next((x for x in tensors if x is not None), None)
+        if given is None:
+            return None
+        zeros = [torch.zeros_like(x[:1]) for x in given]
+        filled = [
+            [torch.cat([x] * len(part)) for x in zeros] if own is None else own  # cat keeps channels_last
+            for own, part in zip(tensors, parts, strict=True)
+        ]
+        return [change(*corresponding) for corresponding in zip(*filled, strict=True)]
+
+    return Conditions(
+        change(*(part.prompt for part in parts)),
+        combined([part.pose_features for part in parts]),
+        combined([part.query_biases for part in parts]),
+    )
 
 
 class CFLD(nn.Module):
@@ -103,13 +149,13 @@ class CFLD(nn.Module):
         """
         if recipe not in ("paper", "released"):
             raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")
-        prompt = torch.where(dropped[:, None, None], self.null_prompt.to(conditions.prompt.dtype), conditions.prompt)
-        pose_features, query_biases = conditions.pose_features, conditions.query_biases
+        nothing = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
+        kept = conditions.where(~dropped, nothing)
         if recipe == "paper":
-            pose_features = pose_features and _rows(pose_features, ~dropped)
-        if recipe == "paper" or self.config.prompt == "multi_scale":  # of B1 they are the prompt
-            query_biases = query_biases and _rows(query_biases, ~dropped)
-        return Conditions(prompt, pose_features, query_biases)
+            return kept
+        if self.config.prompt == "multi_scale":  # of B1 the biases are the prompt
+            return replace(kept, pose_features=conditions.pose_features)
+        return replace(conditions, prompt=kept.prompt)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t.

@@ -1,11 +1,12 @@
-"""The training objective (Sec. 3.3): both losses in one forward, and those of the stages that TINY needs before.
+"""The training objective (Sec. 3.3): both of its losses in one forward, and the randomness of a step.
 
-    L_overall = L_mse + L_rec  (Eq. 6):  the target from the source (Eq. 3), and the source from itself (Eq. 5)
+    L_overall = L_mse + L_rec  (Eq. 6): the target from its source (Eq. 3), and the source from itself (Eq. 5)
 
-Everything random in a step is drawn before it, for each pair by a generator of its own: the loss is a pure function of
-weights, batch and draws.
+All random numbers of a step are drawn beforehand, by one generator per pair: the loss is a pure function of weights,
+batch and noise.
 
-Letters in shapes: B pairs, which make 2B rows: every source from itself, then every target from its source.
+Letters in shapes: B pairs, which make 2B samples: every source from itself, then every target from its source. C latent
+channels, h x w positions of the latents, H side of an image, S side of a source image.
 """
 
 import dataclasses
@@ -20,29 +21,28 @@ from cfld.data.batch import Batch, seeded
 from cfld.model import CFLD, Conditions
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
-from cfld.scheduler import Scheduler
 from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Everything random in a step, for B pairs or 2B rows."""
+class StepNoise:
+    """Everything random in a step of B pairs."""
 
-    flips: Tensor  # (B,) uniform: mirror the source encoder's image where < 0.5
-    depth: Tensor  # (B, branches) uniform: stochastic depth
-    timesteps: Tensor  # (2B,) uniform
-    drops: Tensor  # (2B,) uniform
-    vae_noise: Tensor  # (2B, 4, h, w) normal
-    noise: Tensor  # (2B, 4, h, w) normal, with --noise-offset shifted a channel at a time
+    flips: Tensor  # (B,) uniform: the source encoder's image is mirrored where < 0.5
+    depth: Tensor  # (B, branches) uniform: stochastic depth of the source encoder
+    timesteps: Tensor  # (2B,) uniform, before the cubic law
+    drops: Tensor  # (2B,) uniform: conditions are dropped where < DROP_RATE
+    vae_noise: Tensor  # (2B, C, h, w) normal: the sample of the VAE's posterior
+    noise: Tensor  # (2B, C, h, w) normal: eps of Eq. 1
 
-    def to(self, device: str | torch.device) -> "Draws":
-        return Draws(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+    def to(self, device: str | torch.device) -> "StepNoise":
+        return StepNoise(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
-def draw_step(seed: int, step: int, places: range, config: CFLDConfig, noise_offset: float = 0.0) -> Draws:
-    """The draws of the pairs at these places of the global batch: each from a generator of its own."""
+def step_noise(seed: int, step: int, places: range, config: CFLDConfig) -> StepNoise:
+    """The noise of a step for the pairs at these places of the global batch: a function of (seed, step, place)."""
     size = config.image_size // config.vae.factor
     latents = (2, config.unet.latent_channels, size, size)
     pairs = []
@@ -50,78 +50,74 @@ def draw_step(seed: int, step: int, places: range, config: CFLDConfig, noise_off
         g = seeded(seed, step, place)
         scalars = torch.rand(5, generator=g)
         depth = torch.rand(2 * sum(config.swin.depths), generator=g)
-        vae_noise, noise = torch.randn(latents, generator=g), torch.randn(latents, generator=g)
-        if noise_offset:  # drawn last: the other draws are the same with and without it
-            noise = noise + noise_offset * torch.randn((*latents[:2], 1, 1), generator=g)
-        pairs.append((scalars, depth, vae_noise, noise))
+        pairs.append((scalars, depth, torch.randn(latents, generator=g), torch.randn(latents, generator=g)))
     scalars, depth, vae_noise, noise = (torch.stack(x) for x in zip(*pairs, strict=True))
 
-    def rows(x: Tensor) -> Tensor:
+    def samples(x: Tensor) -> Tensor:
         return rearrange(x, "pairs two ... -> (two pairs) ...")  # all sources, then all targets
 
-    return Draws(scalars[:, 0], depth, rows(scalars[:, 1:3]), rows(scalars[:, 3:5]), rows(vae_noise), rows(noise))
+    timesteps, drops = samples(scalars[:, 1:3]), samples(scalars[:, 3:5])
+    return StepNoise(scalars[:, 0], depth, timesteps, drops, samples(vae_noise), samples(noise))
 
 
 def encode(vae: VAE, batch: Batch, noise: Tensor) -> Tensor:
-    """The images of a batch, a few at a time, or their cached moments; noise (2B, C, h, w)
-    -> scaled latents (2B, C, h, w)."""
+    """The scaled latents z_0 (2B, C, h, w) of a batch's images, eight at a time, or of their cached moments.
+
+    noise (2B, C, h, w): picks the sample of the posterior
+    """
     if batch.moments is not None:
         mean, logvar = batch.moments.float().chunk(2, dim=1)
         return vae.sample(mean, logvar, noise)
     assert batch.images is not None
     with torch.no_grad():
-        moments = [vae.moments(to_range(chunk)) for chunk in batch.images.split(8)]
+        moments = [vae.moments(to_range(images)) for images in batch.images.split(8)]
     mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
     return vae.sample(mean, logvar, noise)
 
 
 def timestep_weights(alpha_bars: Tensor, prediction_type: str = "epsilon", min_snr: float = 0.0) -> Tensor:
-    """What a row's squared error of the noise counts: abar_t of any shape -> the same.
+    """The weight of a sample's squared error of the noise; alpha_bars of any shape -> the same shape.
 
-    That error is SNR = abar / (1 - abar) times the error of z_0. It counts as it is in the paper; where the UNet
-    predicts the velocity, the velocity's error counts, which is SNR + 1 times that of z_0; with min_snr, z_0's error
-    counts at most that many times (after Hang et al., 2023, Sec. 3.4, who do so for the noise).
+    With SNR = abar / (1 - abar), the error of the noise is SNR times the error of z_0, and the error of the velocity is
+    SNR + 1 times it. The paper weighs all timesteps by 1, in terms of the noise. Where the UNet predicts the velocity,
+    the error of the velocity is weighed by 1. min_snr bounds the weight in terms of z_0 (Hang et al. 2023, Sec. 3.4).
     """
     snr = alpha_bars / (1 - alpha_bars)
     return (snr + (prediction_type == "v_prediction")).clamp(max=min_snr or torch.inf) / snr
 
 
 def denoising_error(
-    model: CFLD, scheduler: Scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor, conditions: Conditions,
-    min_snr: float,
-) -> Tensor:  # fmt: skip
-    """The mean squared error of the noise that the model finds in latents z_0 (2B, 4, h, w), weighed (Eq. 2)."""
-    noisy_latents = scheduler.add_noise(latents, noise, timesteps)  # Eq. 1
+    model: CFLD, latents: Tensor, noise: Tensor, timesteps: Tensor, conditions: Conditions, min_snr: float
+) -> Tensor:
+    """Eq. 2: the weighted mean squared error of the noise predicted in z_t.
+
+    latents z_0 and noise eps (2B, C, h, w), timesteps (2B,), conditions of 2B samples -> a scalar
+    """
+    noisy_latents = model.scheduler.add_noise(latents, noise, timesteps)  # Eq. 1
     noise_pred = model(noisy_latents, timesteps, conditions)
     predicted = model.config.scheduler.prediction_type
-    weights = timestep_weights(scheduler.alpha_bar(timesteps), predicted, min_snr)
+    weights = timestep_weights(model.scheduler.alpha_bar(timesteps), predicted, min_snr)
     return (weights * (noise_pred.float() - noise).square()).mean()
 
 
-def mirrored(source_images: Tensor, draws: Draws) -> Tensor:
-    """source_images (B, 3, S, S), half of them mirrored."""
-    return torch.where((draws.flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
+def mirror(source_images: Tensor, flips: Tensor) -> Tensor:
+    """source_images (B, 3, S, S), mirrored where flips (B,) is below 0.5."""
+    return torch.where((flips < 0.5)[:, None, None, None], source_images.flip(-1), source_images)
 
 
 def training_loss(
-    model: CFLD,
-    vae: VAE,
-    scheduler: Scheduler,
-    batch: Batch,
-    draws: Draws,
-    recipe: str,
-    min_snr: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Eq. 3 and 5 in one forward over 2B rows: their mean, half of Eq. 6's sum. Returns it and the timesteps (2B,).
+    model: CFLD, vae: VAE, batch: Batch, noise: StepNoise, recipe: str = "paper", min_snr: float = 0.0
+) -> Tensor:
+    """Eq. 3 and 5 in one forward over 2B samples -> their mean, which is half of Eq. 6's sum.
 
-    recipe: of CFLD.drop
-    min_snr: of timestep_weights, which are 1 in the paper and are not where the model predicts the velocity (TINY)
+    recipe: which conditions are dropped together, see CFLD.drop
+    min_snr: see timestep_weights; 0 is the paper's
     """
-    latents = encode(vae, batch, draws.vae_noise)
-    timesteps = scheduler.cubic_timesteps(draws.timesteps)
+    latents = encode(vae, batch, noise.vae_noise)
+    timesteps = model.scheduler.cubic_timesteps(noise.timesteps)
 
-    source_images = mirrored(to_range(batch.source_images), draws)
+    source_images = mirror(to_range(batch.source_images), noise.flips)
     poses = pose_maps(batch.keypoints, model.config.adapter.pose_size)
-    conditions = model.condition(source_images, poses, draws.depth)
-    conditions = model.drop(conditions, draws.drops < DROP_RATE, recipe)
-    return denoising_error(model, scheduler, latents, draws.noise, timesteps, conditions, min_snr), timesteps
+    conditions = model.condition(source_images, poses, noise.depth)
+    conditions = model.drop(conditions, noise.drops < DROP_RATE, recipe)
+    return denoising_error(model, latents, noise.noise, timesteps, conditions, min_snr)

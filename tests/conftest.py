@@ -9,8 +9,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from references import DATA, randomise
 
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig
+from cfld.data.__main__ import main as data_command
+from cfld.data.batch import Batch, collate
 from cfld.data.deepfashion import prepare
+from cfld.data.pairs import FashionPairs
 from cfld.folder import save
+from cfld.train import main as train_command
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -101,3 +105,49 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert not errors
+
+
+@pytest.fixture(scope="session")
+def batch(fashion: Path) -> Batch:
+    pairs = FashionPairs(fashion, "train", MICRO.image_size, MICRO.swin.image_size)
+    return collate([pairs[i] for i in (0, 40, 80, 120)])
+
+
+@pytest.fixture(scope="session")
+def argv(fashion: Path, tmp_path_factory: pytest.TempPathFactory, micro_folder: Path):
+    """The arguments that train MICRO in a run folder of this name."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def arguments(name: str, *more: object, init: Path | None = micro_folder) -> list[str]:
+        argv = ["--config", micro_folder / "config.json", "--data", fashion, "--out", root / name, "--batch", 4]
+        argv += ["--init", init] if init else []
+        argv += ["--precision", "fp32", "--lr", 1e-3, "--warmup", 2, "--sample-every", 0, "--log-every", 1]
+        return [str(a) for a in [*argv, "--device", "cpu", *more]]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def run(argv):
+    """Run the command on MICRO in a run folder of this name."""
+
+    def train(name: str, *more: object, **others: Path | None) -> Path:
+        arguments = argv(name, *more, **others)
+        assert train_command(arguments) == 0
+        return Path(arguments[arguments.index("--out") + 1])
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def whole(run) -> Path:
+    return run("whole", "--steps", 6, "--ema", 0.9)
+
+
+@pytest.fixture(scope="session")
+def cache(fashion: Path, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample photos, encoded once."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    argv = ["cache", fashion, "--model", micro_folder, "--out", folder, "--precision", "fp32", "--device", "cpu"]
+    assert data_command([str(a) for a in argv]) == 0
+    return folder

@@ -13,7 +13,7 @@ from references import noise
 import cfld
 from cfld.config import SD15, TINY, from_dict, read_config, to_dict
 from cfld.folder import load, save
-from cfld.model import CFLD
+from cfld.model import CFLD, Conditions
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors
 from cfld.vae import VAE
@@ -129,6 +129,65 @@ def test_one_source_serves_many_poses_and_rows_cycle_through_sources() -> None:
             )
     with pytest.raises(ValueError, match="multiple"):
         model.condition(sources, poses[:3])
+
+
+def of_samples(count: int, seed: int, pose: bool = True, biases: bool = True) -> Conditions:
+    """Conditions of small tensors, with or without a pose and biases."""
+    maps = [noise(count, c, 4 // c, 4 // c, seed=seed + c) for c in (1, 2)]
+    tokens = [noise(count, n, 3, seed=seed + n) for n in (4, 5)]
+    return Conditions(noise(count, 2, 3, seed=seed), maps if pose else None, tokens if biases else None)
+
+
+def tensors_of(conditions: Conditions) -> list[torch.Tensor]:
+    return [conditions.prompt, *(conditions.pose_features or []), *(conditions.query_biases or [])]
+
+
+def assert_same(found: Conditions, expected: list[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(found), expected, strict=True))
+
+
+def test_conditions_are_repeated_and_put_one_after_the_other() -> None:
+    one, two = of_samples(2, 0), of_samples(1, 10)
+    assert (len(one), len(one.repeat(3)), len(Conditions.cat([one, two]))) == (2, 6, 3)
+    assert_same(one.repeat(3), [torch.cat([x, x, x]) for x in tensors_of(one)])
+    both = [torch.cat(pair) for pair in zip(tensors_of(one), tensors_of(two), strict=True)]
+    assert_same(Conditions.cat([one, two]), both)
+    assert_same(one.map(lambda x: 2 * x), [2 * x for x in tensors_of(one)])
+
+
+def test_conditions_that_are_absent_count_as_zeros_beside_others_and_stay_absent_alone() -> None:
+    full, bare = of_samples(2, 0), of_samples(3, 10, pose=False, biases=False)
+    zeros = [torch.zeros(3, *x.shape[1:]) for x in tensors_of(full)[1:]]
+    expected = [torch.cat([bare.prompt, full.prompt]), *map(torch.cat, zip(zeros, tensors_of(full)[1:], strict=True))]
+    assert_same(Conditions.cat([bare, full]), expected)
+    assert Conditions.cat([bare, bare]).pose_features is Conditions.cat([bare, bare]).query_biases is None
+    posed = Conditions.cat([of_samples(2, 0, biases=False), bare])
+    assert posed.pose_features is not None and posed.query_biases is None
+    last = full.map(lambda x: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+    for found in (last.repeat(2), Conditions.cat([bare, last])):
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x in found.pose_features)
+
+
+def test_conditions_are_chosen_sample_by_sample() -> None:
+    own, other, keep = of_samples(2, 0), of_samples(2, 10), torch.tensor([False, True])
+    pairs = zip(tensors_of(own), tensors_of(other), strict=True)
+    assert_same(own.where(keep, other), [torch.stack([b[0], a[1]]) for a, b in pairs])
+    bare = of_samples(1, 10, pose=False, biases=False)  # one sample in the place of many
+    expected = [bare.prompt[0], *(torch.zeros_like(x[0]) for x in tensors_of(own)[1:])]
+    pairs = zip(tensors_of(own), expected, strict=True)
+    assert_same(own.where(keep, bare), [torch.stack([b, a[1]]) for a, b in pairs])
+    assert bare.where(torch.tensor([True]), bare).query_biases is None
+
+
+def test_conditions_on_a_line_end_exactly_at_both_ends() -> None:
+    first, second, weights = of_samples(1, 0), of_samples(1, 10), torch.tensor([0.0, 0.25, 1.0])
+    line = first.lerp(second, weights)
+    assert len(line) == 3
+    for found, a, b in zip(tensors_of(line), tensors_of(first), tensors_of(second), strict=True):
+        assert torch.equal(found[0], a[0]) and torch.equal(found[2], b[0])
+        assert torch.allclose(found[1], 0.75 * a[0] + 0.25 * b[0])
+    for found, a in zip(tensors_of(first.lerp(first, weights)), tensors_of(first), strict=True):
+        assert torch.equal(found, a.expand_as(found))
 
 
 def test_the_paper_recipe_drops_source_and_pose_and_the_released_one_the_prompt_alone() -> None:

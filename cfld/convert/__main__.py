@@ -12,7 +12,6 @@ on purpose is logged with its reason. weights/README.md says where the files com
 """
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import nn
 
 from cfld.adapter import PoseAdapter
 from cfld.baselines.b1_to_b5 import substitutes
-from cfld.config import ABLATIONS, SD15, ablation, from_dict, read_config
+from cfld.config import ABLATIONS, SD15, ablation, read_config
 from cfld.convert.export import export_diffusers, export_official
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
@@ -31,7 +30,7 @@ from cfld.model import CFLD
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
 from cfld.tools.files import atomic
-from cfld.tools.tensors import read_safetensors
+from cfld.training.initial import checkpoint_model
 
 
 def init(options: argparse.Namespace) -> None:
@@ -72,26 +71,8 @@ def official(options: argparse.Namespace) -> None:
 
 
 def checkpoint(options: argparse.Namespace) -> None:
-    """What a training has learnt so far (its averages, if it has any), with the frozen rest of what it began with."""
-    from cfld.train import TrainConfig, rebuilt, saved_options
-
-    path = Path(options.checkpoint)
-    run = path.absolute().parent.parent
-    tensors, metadata = read_safetensors(path)
-    facts = json.loads(metadata.get("cfld", "{}"))
-    if "step" not in facts:
-        raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
-    try:
-        settings = TrainConfig(**saved_options(run))
-    except TypeError as error:  # of another version
-        raise UserError(f"{run}/config.json holds options that cannot be read here ({error})") from None
-    if settings.stage in ("vae", "source"):
-        raise UserError(
-            f"{path}: the folder of --stage {settings.stage} is written, and scaled, when its training ends"
-        )
-    kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
-    learnt = {name.removeprefix(kind): x for name, x in tensors.items() if name.startswith(kind)}
-    save(options.out, *rebuilt(settings, from_dict(facts["model"]), learnt, facts["base"]))
+    """What a training has learnt so far (its EMA weights, if it has any), with the frozen rest of --init."""
+    save(options.out, *checkpoint_model(options.checkpoint))
 
 
 def export(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cfld.config import read_config
 from cfld.data.cache import ANOTHER, SHARD, shards
 from cfld.data.pairs import FashionPairs
-from cfld.folder import load_vae_alone
+from cfld.folder import load_vae
 from cfld.photos.pixels import to_range
 from cfld.tools.cli import UserError
 from cfld.tools.files import alone_in, open_folder, remove_leftovers
@@ -33,7 +33,7 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
     open_folder(out / "manifest.json", manifest(pairs, model / "vae.safetensors"), ANOTHER)
     with alone_in(out):
         remove_leftovers(out)
-        vae = load_vae_alone(model).requires_grad_(False).to(device)
+        vae = load_vae(model).requires_grad_(False).to(device)
         paths = shards(out, len(pairs.photos))
         groups = [pairs.photos[first : first + SHARD] for first in range(0, len(pairs.photos), SHARD)]
         with tqdm(total=len(pairs.photos), unit="photo", desc=str(out)) as bar:

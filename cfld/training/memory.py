@@ -1,9 +1,8 @@
-"""Memory of a training."""
+"""The memory of a training: frozen weights in half precision, activation checkpointing, and what --dry-run prints."""
 
 import contextlib
 import ctypes
 import re
-import resource
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -16,31 +15,34 @@ from torch.utils.checkpoint import checkpoint
 from cfld.hga import HGABlock
 from cfld.prd import PRDBlock
 from cfld.swin import SwinBlock
+from cfld.training.checkpoint import State
 from cfld.unet import ResBlock, TransformerBlock
 from cfld.vae import SpatialAttention
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep for the next step what a step has freed. By itself it gives large blocks back to the kernel, which
+    """Let glibc keep for the next step what a step has freed. Otherwise it returns large blocks to the kernel, which
     clears every page that it hands out again: a tenth of a full-size step on two cores (docs/train_step.md). Does
     nothing on other systems."""
     trim_threshold, mmap_max, never, none = -1, -4, -1, 0  # of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(trim_threshold, never)
         library.mallopt(mmap_max, none)
 
 
-def shrink_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen matrices and kernels in the dtype that autocast would convert them to at every use."""
+def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen matrices and kernels in the dtype to which autocast would convert them at every use."""
     for parameter in module.parameters():
         if not parameter.requires_grad and parameter.ndim >= 2:
             parameter.data = parameter.data.to(dtype)
 
 
-def checkpoint_blocks(module: nn.Module, level: str) -> None:
-    """Let blocks keep their inputs alone and compute the rest again in the backward (Chen et al., 2016): attention with
-    its feed-forward, or every block."""
+def checkpoint_activations(module: nn.Module, level: str) -> None:
+    """Let blocks keep only their inputs and compute the rest again in the backward (Chen et al. 2016).
+
+    level: "none", "attention" (attention with its feed-forward), or "all" (every block)
+    """
     attention = (TransformerBlock, SwinBlock, HGABlock, PRDBlock, SpatialAttention)
     kinds = {"none": (), "attention": attention, "all": (*attention, ResBlock)}[level]
     for block in module.modules():
@@ -49,12 +51,12 @@ def checkpoint_blocks(module: nn.Module, level: str) -> None:
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """What tensors take of memory."""
+    """The memory of tensors, in bytes."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def memory(device: torch.device, peak: bool = False) -> int:
-    """The bytes that this process has in use on a device, or the most since they were last asked for."""
+    """The bytes that this process has in use on a device, or the most since memory() was last asked."""
     if device.type == "cuda":
         if not peak:
             torch.cuda.reset_peak_memory_stats(device)
@@ -64,4 +66,31 @@ def memory(device: torch.device, peak: bool = False) -> int:
             Path("/proc/self/clear_refs").write_text("5")
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def estimate(stage: nn.Module, state: State, before: int, device: torch.device) -> dict[str, str]:
+    """What a step needs, as lines for people: parameters, and memory by what it holds.
+
+    before: memory() before the first step
+    """
+    parameters, trained = list(stage.parameters()), list(state.trained.values())
+    moments = [x for values in state.optimizer.state.values() for x in values.values()]
+    parts = {
+        "weights": num_bytes(parameters),
+        "gradients": num_bytes(trained),
+        "optimiser": num_bytes(moments),
+        "EMA weights": num_bytes(state.ema.values()),
+    }
+    rest = memory(device, peak=True) - before - parts["gradients"] - parts["optimiser"]
+    parts["activations and the rest"] = max(rest, 0)
+    return {
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "that train": f"{sum(p.numel() for p in trained):,}",
+        **{name: f"{size / 2**30:,.3f} GiB" for name, size in parts.items()},
+        "all, per process": f"{sum(parts.values()) / 2**30:,.3f} GiB",
+    }

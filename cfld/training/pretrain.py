@@ -1,124 +1,105 @@
-"""The stages before the full model."""
+"""The stages that TINY needs before the full model: a VAE, a source encoder, and a UNet that generates people.
+
+The paper starts from a Swin that was trained on ImageNet, and from Stable Diffusion, which generates people from words.
+Synthetic people have attributes (hair, garments, colours): --stage source trains a Swin to predict them from a photo,
+--stage base trains a UNet on a prompt of attributes, without source or pose.
+
+Each stage is a Stage (cfld.training.stages).
+
+Letters in shapes: B pairs, A attributes, C latent channels, h x w positions of a map, Q tokens, D their width.
+"""
 
 import dataclasses
+import math
+from pathlib import Path
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.utils.data import Dataset
 
 from cfld.config import CFLDConfig
-from cfld.data.batch import Batch
-from cfld.model import CFLD, Conditions
-from cfld.objective import DROP_RATE, Draws, denoising_error, encode, mirrored
+from cfld.data.batch import Batch, Pair
+from cfld.folder import load_vae, save, save_parts
+from cfld.model import Conditions
+from cfld.objective import DROP_RATE, StepNoise, denoising_error, encode, mirror
 from cfld.photos.pixels import to_range
-from cfld.scheduler import Scheduler
+from cfld.sampling import SamplingConfig, denoise
 from cfld.swin import Swin
-from cfld.unet import ResBlock, SpatialTransformer, UNet
-from cfld.vae import VAE, SpatialAttention
+from cfld.tools.cli import PRECISIONS, UserError
+from cfld.training.checkpoint import frozen_hash
+from cfld.training.initial import begin_at_identity, initial_model, trained_model
+from cfld.training.options import TrainConfig
+from cfld.vae import VAE
 
-FEATURE_SIZE = 1e-3  # of the source stage: weight of the mean square of features, beside the attributes' error
+FIRST_LOGVAR = -8.0  # of the posterior in --stage vae
+FEATURE_WEIGHT = 1e-3  # of the mean square of the features, beside the error of the attributes, in --stage source
 
 
-class AttributePrompt(nn.Module):
-    """What a text encoder is to Stable Diffusion: the attributes of a person become a prompt."""
+def some(pairs: Dataset[Pair]) -> list[Pair]:
+    """About 256 of the pairs, evenly."""
+    count = len(pairs)  # type: ignore[arg-type]
+    return [pairs[i] for i in range(0, count, math.ceil(count / 256))]
 
-    def __init__(self, num_attributes: int, config: CFLDConfig):
+
+class VAEStage(nn.Module):
+    """A VAE, trained from nothing on single images."""
+
+    needs_attributes = False
+
+    def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
-        self.num_tokens = config.prompt_tokens
-        self.layers = nn.Sequential(
-            nn.Linear(num_attributes, 2 * config.prd.width),
-            nn.SiLU(),
-            nn.Linear(2 * config.prd.width, self.num_tokens * config.prd.width),
-        )
+        torch.manual_seed(options.seed)
+        self.config, self.pairs, self.kl_weight = config, pairs, options.kl
+        self.dtype = PRECISIONS[options.precision]
+        self.vae = VAE(config.vae)
+        begin_at_identity(self.vae)
+        with torch.no_grad():
+            self.vae.encoder.to_moments.bias[config.vae.latent_channels :] = FIRST_LOGVAR  # type: ignore[index]
+        self.frozen = frozen_hash()
 
-    def forward(self, attributes: Tensor) -> Tensor:
-        """attributes (B, A) -> prompt (B, Q, D)."""
-        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_tokens)
+    def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """Absolute and squared error of the reconstruction, and a little of the KL divergence from N(0, 1)."""
+        assert batch.images is not None
+        images = to_range(batch.images)
+        mean, logvar = self.vae.moments(images)
+        mean, logvar = mean.float(), logvar.float()
+        latents = self.vae.sample(mean, logvar, noise.vae_noise)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+        errors = self.vae.decode(latents).float() - images
+        return errors.abs().mean() + errors.square().mean() + self.kl_weight * kl
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.vae.named_parameters())
 
-def base_loss(
-    model: CFLD,
-    attribute_prompt: AttributePrompt,
-    vae: VAE,
-    scheduler: Scheduler,
-    batch: Batch,
-    draws: Draws,
-    min_snr: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Eq. 2 with attributes as its condition, over the 2B photos of a batch: as training_loss."""
-    assert batch.attributes is not None
-    latents = encode(vae, batch, draws.vae_noise)
-    timesteps = scheduler.cubic_timesteps(draws.timesteps)
-    prompt = attribute_prompt(batch.attributes).repeat(2, 1, 1)
-    conditions = model.drop(Conditions(prompt, None, None), draws.drops < DROP_RATE, "released")
-    return denoising_error(model, scheduler, latents, draws.noise, timesteps, conditions, min_snr), timesteps
+    def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
+        """Columns of a sample grid: target, reconstruction."""
+        assert batch.images is not None
+        truths = to_range(batch.images).chunk(2)[1]
+        return [truths, self.vae.decode(self.vae.encode(truths))]
 
-
-class AttributeHead(nn.Module):
-    """What ImageNet's classes are to the public Swin: the attributes of a person, told from f_4."""
-
-    def __init__(self, num_attributes: int, config: CFLDConfig):
-        super().__init__()
-        features = config.swin.widths[-1] * config.swin.map_sizes[-1] ** 2
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(features, num_attributes))
-
-    def forward(self, source_feature: Tensor) -> Tensor:
-        """source_feature f_4 (B, C, h, w) -> attributes (B, A)."""
-        return self.layers(source_feature)
-
-
-def source_loss(source_encoder: Swin, attribute_head: AttributeHead, batch: Batch, draws: Draws) -> Tensor:
-    """The mean squared error of the attributes of the B sources, and a little for the size of f_1 .. f_4, which Swin's
-    norms would let grow to hundreds (docs/tiny.md)."""
-    assert batch.attributes is not None
-    features = source_encoder(mirrored(to_range(batch.source_images), draws), draws.depth)
-    error = (attribute_head(features[-1]).float() - batch.attributes).square().mean()
-    return error + FEATURE_SIZE * sum(f.float().square().mean() for f in features)
-
-
-@torch.no_grad()
-def standardise(source_encoder: Swin, features: list[Tensor]) -> None:
-    """Stretch f_1 .. f_4 so that these, of many photos, deviate by 1 from their channels' means, and shift f_4 so that
-    its means are 0. Else one channel that is tens of times as large in every photo, as Swin grows it, hides from PRD
-    what differs between photos.
-
-    Swin computes what it did: the residual stream of a stage is read through LayerNorms alone, so all that is added to
-    it may be stretched; f_4 is read by none, so the last bias can take its means.
-    """
-    for stage, (blocks, feature) in enumerate(zip(source_encoder.stages, features, strict=True)):
-        means = feature.mean(dim=(0, 2, 3))
-        deviation = (feature - means[:, None, None]).square().mean().sqrt()
-        adding = [source_encoder.merges[stage - 1].reduction if stage else source_encoder.patch_norm]
-        for block in blocks:  # type: ignore[attr-defined]
-            adding += [block.attention.proj, block.mlp[-1]]
-        if feature is features[-1]:
-            adding[-1].bias.sub_(means)  # type: ignore[operator, union-attr]
-        for layer in adding:
-            for parameter in layer.parameters():  # type: ignore[union-attr]
-                parameter.div_(deviation)
-
-
-def vae_loss(vae: VAE, batch: Batch, draws: Draws, kl_weight: float) -> Tensor:
-    """Absolute and squared error of the reconstruction and a little KL divergence from N(0, 1), over the 2B photos of a
-    batch."""
-    assert batch.images is not None
-    images = to_range(batch.images)
-    mean, logvar = vae.moments(images)
-    mean, logvar = mean.float(), logvar.float()
-    latents = vae.sample(mean, logvar, draws.vae_noise)
-    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    errors = vae.decode(latents).float() - images
-    return errors.abs().mean() + errors.square().mean() + kl_weight * kl
+    @torch.no_grad()
+    def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
+        """Write the VAE, whitened by about 256 training images."""
+        device = self.vae.encoder.to_moments.weight.device
+        self.vae.load_state_dict(learnt)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            moments = [self.vae.moments(to_range(pair.target[None].to(device))) for pair in some(self.pairs)]
+        mean, logvar = (torch.cat(parts).float().cpu() for parts in zip(*moments, strict=True))
+        whiten(self.vae.cpu(), mean, logvar)  # in float64, which not every device has
+        config = dataclasses.replace(self.config, vae=self.vae.config)
+        save_parts(folder, config, replace=True, vae=self.vae)
 
 
 @torch.no_grad()
 def whiten(vae: VAE, mean: Tensor, logvar: Tensor) -> None:
-    """Turn and stretch a VAE's latents so that these, as moments() gave them for many images, have the mean 0 and the
-    covariance 1 over all positions: whatever the images' colours and brightness do to them, noise then drowns all of
-    it at the same timestep. The VAE's scale is 1 from here on.
+    """Rotate and stretch a VAE's latents to mean 0 and covariance 1, and set its scale to 1.
 
-    The 1x1 convolutions at both ends of the latents take that in, so images are decoded as before. The variance of the
-    posterior cannot be turned; it becomes its average over all positions, one number a channel.
+    mean, logvar (n, C, h, w): moments() of many images, over whose positions mean and covariance are taken
+
+    Whatever colours and brightness do to the latents, noise then drowns all of it at the same timestep. The 1x1
+    convolutions at both ends of the latents absorb the change, so images are decoded as before. The variance of the
+    posterior cannot be rotated: it becomes its mean over all positions, one number per channel.
     """
     positions = rearrange(mean.double(), "b c h w -> c (b h w)")
     center, (variances, directions) = positions.mean(1), torch.linalg.eigh(torch.cov(positions))
@@ -137,29 +118,139 @@ def whiten(vae: VAE, mean: Tensor, logvar: Tensor) -> None:
     vae.config = dataclasses.replace(vae.config, scale=1.0)
 
 
-FIRST_LOGVAR = -8.0  # of the VAE stage's posterior
+class AttributeHead(nn.Module):
+    """Predicts the attributes of a person from f_4, as the public Swin's head predicts ImageNet's classes."""
+
+    def __init__(self, num_attributes: int, config: CFLDConfig):
+        super().__init__()
+        features = config.swin.widths[-1] * config.swin.map_sizes[-1] ** 2
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(features, num_attributes))
+
+    def forward(self, source_feature: Tensor) -> Tensor:
+        """source_feature f_4 (B, C, h, w) -> attributes (B, A)."""
+        return self.layers(source_feature)
 
 
-def begin_at_identity(module: nn.Module) -> None:
-    """Initialise what trains from nothing: every residual block begins as its skip (Dhariwal and Nichol, 2021), and
-    convolutions keep the size of what they get and add nothing. With torch's own initialisation their biases drown it:
-    the VAE then needs ten times as many steps until it sees colours (docs/tiny.md)."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    for part in module.modules():
-        if isinstance(part, ResBlock | SpatialAttention | SpatialTransformer | UNet):
-            last = next(getattr(part, n) for n in ("conv2", "to_out", "proj_out", "conv_out") if hasattr(part, n))
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+class SourceStage(nn.Module):
+    """A source encoder that predicts attributes from a photo."""
+
+    needs_attributes = True
+
+    def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
+        super().__init__()
+        self.config, self.pairs, self.init = config, pairs, str(options.init)
+        model, vae = initial_model(options, config)
+        self.frozen = frozen_hash(vae.requires_grad_(False))
+        attributes = pairs[0].attributes
+        self.source_encoder = model.source_encoder
+        self.head = AttributeHead(attributes.numel(), config)
+
+    def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """The mean squared error of the attributes of the B sources, and a little of the features' size, which Swin's
+        norms would let grow without bound (docs/lab_notes.md)."""
+        assert batch.attributes is not None
+        features = self.source_encoder(mirror(to_range(batch.source_images), noise.flips), noise.depth)
+        error = (self.head(features[-1]).float() - batch.attributes).square().mean()
+        return error + FEATURE_WEIGHT * sum(f.float().square().mean() for f in features)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        encoder = {f"source_encoder.{name}": p for name, p in self.source_encoder.named_parameters()}
+        return encoder | {f"helper.{name}": p for name, p in self.head.named_parameters()}
+
+    def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
+        """Nothing to show."""
+        return []
+
+    @torch.no_grad()
+    def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
+        """Write the VAE of --init and the source encoder, standardised by about 256 training images."""
+        vae = load_vae(self.init)
+        if frozen_hash(vae.requires_grad_(False)) != self.frozen:
+            raise UserError(f"--init {self.init} has changed since the training began, and nothing was written")
+        source_encoder, prefix = self.source_encoder.cpu(), "source_encoder."
+        own = {name.removeprefix(prefix): x for name, x in learnt.items() if name.startswith(prefix)}
+        source_encoder.load_state_dict(own, strict=False)  # buffers stay
+        features = [source_encoder(to_range(pair.source_image[None])) for pair in some(self.pairs)]
+        standardise(source_encoder, [torch.cat(maps) for maps in zip(*features, strict=True)])
+        save_parts(folder, self.config, replace=True, vae=vae, source_encoder=source_encoder)
 
 
-def begin_small(swin: Swin) -> None:
-    """Initialise a Swin that trains from nothing, as Liu et al. (2021) began theirs."""
-    for layer in swin.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+@torch.no_grad()
+def standardise(source_encoder: Swin, features: list[Tensor]) -> None:
+    """Scale f_1 .. f_4 to a standard deviation of 1 around their channels' means, and shift f_4 to means of 0.
+
+    features: four maps (n, C, h, w) of many photos, finest first
+
+    Swin may grow one channel to tens of times the others in every photo; PRD then cannot see what differs between
+    photos. Swin computes what it did before: only LayerNorms read the residual stream of a stage, so everything that is
+    added to it may be scaled; none reads f_4, so the last bias can absorb its means.
+    """
+    for stage, (blocks, feature) in enumerate(zip(source_encoder.stages, features, strict=True)):
+        means = feature.mean(dim=(0, 2, 3))
+        deviation = (feature - means[:, None, None]).square().mean().sqrt()
+        adding = [source_encoder.merges[stage - 1].reduction if stage else source_encoder.patch_norm]
+        for block in blocks:  # type: ignore[attr-defined]
+            adding += [block.attention.proj, block.mlp[-1]]
+        if feature is features[-1]:
+            adding[-1].bias.sub_(means)  # type: ignore[operator, union-attr]
+        for layer in adding:
+            for parameter in layer.parameters():  # type: ignore[union-attr]
+                parameter.div_(deviation)
+
+
+class AttributePrompt(nn.Module):
+    """A prompt made from the attributes of a person: in the place of Stable Diffusion's text encoder."""
+
+    def __init__(self, num_attributes: int, config: CFLDConfig):
+        super().__init__()
+        self.num_tokens = config.prompt_tokens
+        self.layers = nn.Sequential(
+            nn.Linear(num_attributes, 2 * config.prd.width),
+            nn.SiLU(),
+            nn.Linear(2 * config.prd.width, self.num_tokens * config.prd.width),
+        )
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        """attributes (B, A) -> prompt (B, Q, D)."""
+        return rearrange(self.layers(attributes), "b (q d) -> b q d", q=self.num_tokens)
+
+
+class BaseStage(nn.Module):
+    """A UNet that generates people from attributes: what Stable Diffusion is to the paper."""
+
+    needs_attributes = True
+
+    def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
+        super().__init__()
+        self.config, self.options = config, options
+        self.model, self.vae = initial_model(options, config)
+        self.model.requires_grad_(False)
+        self.model.unet.requires_grad_(True)
+        self.model.null_prompt.requires_grad_(True)
+        self.frozen = frozen_hash(self.vae.requires_grad_(False))
+        attributes = pairs[0].attributes
+        self.attribute_prompt = AttributePrompt(attributes.numel(), config)
+
+    def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """Eq. 2 with attributes as the condition, over the 2B images of a batch."""
+        assert batch.attributes is not None
+        latents = encode(self.vae, batch, noise.vae_noise)
+        timesteps = self.model.scheduler.cubic_timesteps(noise.timesteps)
+        prompt = self.attribute_prompt(batch.attributes).repeat(2, 1, 1)
+        conditions = self.model.drop(Conditions(prompt, None, None), noise.drops < DROP_RATE, "released")
+        return denoising_error(self.model, latents, noise.noise, timesteps, conditions, self.options.min_snr)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        model = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return model | {f"helper.{name}": p for name, p in self.attribute_prompt.named_parameters()}
+
+    def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
+        """Columns of a sample grid: target, result."""
+        assert batch.images is not None and batch.attributes is not None
+        conditions = Conditions(self.attribute_prompt(batch.attributes), None, None)
+        results = denoise(self.model, self.vae, conditions, SamplingConfig(steps=steps), generator=generators)
+        return [to_range(batch.images).chunk(2)[1], results]
+
+    def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
+        """Write a model folder: the UNet, and everything else as --init has it."""
+        save(folder, *trained_model(self.options, self.config, learnt, self.frozen), replace=True)

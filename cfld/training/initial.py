@@ -1,0 +1,129 @@
+"""What a training begins with: the weights of --init where it has them, fresh ones where it has not."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cfld.baselines import ablation, build, read_config
+from cfld.config import PRESETS, CFLDConfig
+from cfld.folder import assign, load, load_vae
+from cfld.model import CFLD
+from cfld.swin import Swin
+from cfld.tools.cli import UserError
+from cfld.tools.tensors import read_safetensors
+from cfld.training.checkpoint import difference, frozen_hash, read_learnt
+from cfld.training.options import TrainConfig, checked_options, saved_options
+from cfld.unet import ResBlock, SpatialTransformer, UNet
+from cfld.vae import VAE, SpatialAttention
+
+
+def architecture(options: TrainConfig) -> CFLDConfig:
+    """The config that --preset or --config and --ablation name, with the VAE's scale of --init. Raises UserError if
+    --init has another architecture."""
+    config = read_config(options.config) if options.config else PRESETS[options.preset]
+    if options.ablation:
+        config = ablation(config, options.ablation)
+    if options.init is None:
+        return config
+    init = Path(options.init)
+    found = read_config(init / "config.json")
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
+    if not (init / "model.safetensors").is_file():  # parts: only they must fit, whatever model they were trained for
+        swin = found.swin if (init / "source_encoder.safetensors").is_file() else config.swin
+        found = dataclasses.replace(config, vae=found.vae, swin=swin)
+    if differs := difference(dataclasses.replace(found, unet_trainable=config.unet_trainable), config):
+        asked = f"--config {options.config}" if options.config else f"--preset {options.preset}"
+        if options.ablation:
+            asked += f" --ablation {options.ablation} (which python -m cfld.convert init takes as well)"
+        raise UserError(f"--init {options.init} holds another architecture than {asked}: {differs}")
+    return config
+
+
+def begin_at_identity(module: nn.Module) -> None:
+    """Initialise a network that trains from nothing: every residual block begins as its skip (Dhariwal and Nichol,
+    2021), and convolutions preserve the size of their input and add nothing. With torch's own initialisation the biases
+    drown the input, and the VAE needs ten times as many steps until it sees colours (docs/lab_notes.md)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, ResBlock | SpatialAttention | SpatialTransformer | UNet):
+            last = next(getattr(part, n) for n in ("conv2", "to_out", "proj_out", "conv_out") if hasattr(part, n))
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
+def begin_small(swin: Swin) -> None:
+    """Initialise a Swin that trains from nothing as Liu et al. (2021) do."""
+    for layer in swin.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def initial_model(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD, VAE]:
+    """The model to train and its VAE, in float32 on the CPU. What --init lacks is drawn from the seed."""
+    if options.init is None:
+        raise UserError(
+            f"--stage {options.stage} needs --init DIR: a model folder of public weights (python -m cfld.convert "
+            "init), or, for tiny, the model/ folder that --stage vae or --stage source made"
+        )
+    init = Path(options.init)
+    torch.manual_seed(options.seed)
+    if (init / "model.safetensors").is_file():
+        model, vae = load(init)
+        model.config = config  # it may differ in unet_trainable
+        model.freeze()
+        return model, vae
+    if config.unet_trainable != "all":
+        raise UserError(
+            f"{init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains cannot start "
+            "from nothing; make the folder with python -m cfld.convert init, or with --stage base for tiny"
+        )
+    source_encoder = init / "source_encoder.safetensors"
+    known = "a VAE and a source encoder" if source_encoder.is_file() else "only a VAE"
+    tqdm.write(f"{init} holds {known}: everything else starts from seed {options.seed}")
+    model = build(config)
+    torch.manual_seed(options.seed)  # again: what the rows of Table 3 share begins alike
+    for part in (model.unet, model.pose_adapter):
+        begin_at_identity(part)
+    begin_small(model.source_encoder)
+    if source_encoder.is_file():
+        assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
+    return model, load_vae(init)
+
+
+def trained_model(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], frozen: str) -> tuple[CFLD, VAE]:
+    """What a training has learnt, with the frozen rest of --init in its first precision.
+
+    learnt: State.learnt
+    frozen: the frozen_hash of the training; raises UserError if --init does not have it any more
+    """
+    model, vae = initial_model(options, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learnt)
+    vae.requires_grad_(False)
+    if frozen_hash(*((vae,) if options.stage in ("source", "base") else (model, vae))) != frozen:
+        raise UserError(
+            f"--init {options.init} has changed since the training began, and nothing was written: restore the folder "
+            "with the frozen weights that it began with, then --resume"
+        )
+    model.load_state_dict(learnt, strict=False)
+    return model, vae
+
+
+def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
+    """The model that a training would write if it ended at this checkpoint, RUN/checkpoints/NAME. Raises UserError."""
+    path = Path(path)
+    learnt, config, frozen = read_learnt(path)
+    run = path.absolute().parent.parent
+    options = checked_options(saved_options(run), run)
+    if options.stage in ("vae", "source"):
+        raise UserError(f"{path}: --stage {options.stage} writes, and scales, its folder only when its training ends")
+    return trained_model(options, config, learnt, frozen)

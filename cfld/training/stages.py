@@ -1,0 +1,78 @@
+"""The stages of a training: what a loop must know of that which it trains.
+
+The loop (cfld.train.fit) knows a Stage and none of its kinds. A stage is an nn.Module, so that processes can share its
+gradients. Its constructor takes the options, the architecture and the training pairs.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Generator, Tensor, nn
+from torch.utils.data import Dataset
+
+from cfld.config import CFLDConfig
+from cfld.data.batch import Batch, Pair
+from cfld.folder import save
+from cfld.objective import StepNoise, training_loss
+from cfld.photos.pixels import to_range
+from cfld.pose import pose_maps
+from cfld.sampling import SamplingConfig, sample
+from cfld.training.checkpoint import frozen_hash
+from cfld.training.initial import initial_model, trained_model
+from cfld.training.options import TrainConfig
+from cfld.training.pretrain import BaseStage, SourceStage, VAEStage
+
+
+class Stage(Protocol):
+    """What is trained, on which loss, and what comes of it."""
+
+    config: CFLDConfig
+    frozen: str  # a hash of the weights that do not change, as they were before any cast
+    needs_attributes: bool  # whether pairs must come with the attributes of their people
+
+    def __call__(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """The mean loss of a micro-batch."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by their names in a checkpoint."""
+
+    def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
+        """Columns of a sample grid, each (B, 3, H, H) in [-1, 1]; none if there is nothing to show."""
+
+    def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
+        """Write the folder that the next stage starts from, or a model folder; learnt: State.learnt."""
+
+
+class CFLDStage(nn.Module):
+    """The full model, or a baseline of Table 3."""
+
+    needs_attributes = False
+
+    def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
+        super().__init__()
+        self.config, self.options = config, options
+        self.model, self.vae = initial_model(options, config)
+        self.frozen = frozen_hash(self.model, self.vae.requires_grad_(False))
+
+    def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """Eq. 6."""
+        return training_loss(self.model, self.vae, batch, noise, self.options.recipe, self.options.min_snr)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
+        """Columns of a sample grid: source, pose, target, result."""
+        assert batch.images is not None
+        sources, truths = to_range(batch.images).chunk(2)
+        poses = pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
+        config, source_images = SamplingConfig(steps=steps), to_range(batch.source_images)
+        results = sample(self.model, self.vae, source_images, poses, config, generator=generators)
+        return [sources, poses[:, :3] * 2 - 1, truths, results]
+
+    def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
+        """Write a model folder."""
+        save(folder, *trained_model(self.options, self.config, learnt, self.frozen), replace=True)
+
+
+STAGES = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
