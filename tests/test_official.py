@@ -24,8 +24,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from cfld.metrics import psnr, ssim
-from cfld.protocol import PairSet
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -33,12 +31,16 @@ from torch import Tensor, nn
 # Everything from cfld is imported here and called in the helpers below: a move in the package touches few lines.
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, Swin, SwinConfig, UNetConfig, VAEConfig
 from cfld import pose as drawing
-from cfld.convert import layout_of, load_official, load_swin, load_vae
-from cfld.data import Batch, FashionPairs, collate, to_range
-from cfld.evaluate import truncated
+from cfld.convert.layouts import layout_of
+from cfld.convert.load import load_official, load_swin, load_vae
+from cfld.data.batch import Batch, collate
+from cfld.data.pairs import FashionPairs
+from cfld.evaluate.metrics import psnr, ssim
+from cfld.evaluate.protocol import PairSet
 from cfld.model import Conditions
-from cfld.objective import Draws, mirrored, training_loss
-from cfld.sample import denoise, sample
+from cfld.objective import StepNoise, mirror, training_loss
+from cfld.photos.pixels import to_pictures, to_range
+from cfld.sampling import SamplingConfig, denoise, sample
 from cfld.scheduler import Scheduler
 from cfld.train import TrainConfig, learning_rate
 
@@ -360,10 +362,13 @@ def official_loss(ours: Ours, mask: str) -> tuple[Tensor, dict[str, Any]]:
     scale, latents = ours.vae.config.scale, latents_input("latents", 2)
     batch = Batch(
         source_images=(image_input("reduced.img_cond", 1, 3, 64, 64) + 1) * 127.5,
-        images=torch.cat([latents / scale, torch.full_like(latents, -torch.inf)], dim=1),  # moments without a variance
+        images=None,
+        moments=torch.cat([latents / scale, torch.full_like(latents, -torch.inf)], dim=1),  # without a variance
         keypoints=torch.zeros(2, 18, 2),  # the pose maps are given
+        attributes=None,
+        places=range(1),
     )
-    draws = Draws(
+    step_noise = StepNoise(
         flips=torch.ones(1),
         depth=torch.ones(1, 2 * sum(CONFIG.swin.depths)),
         timesteps=(1 - (TIMESTEPS + 0.5) / 1000) ** (1 / 3),
@@ -376,8 +381,8 @@ def official_loss(ours: Ours, mask: str) -> tuple[Tensor, dict[str, Any]]:
         mock.patch.object(sys.modules[training_loss.__module__], "pose_maps", return_value=poses),
         unet_calls(ours) as calls,
     ):
-        loss, timesteps = training_loss(ours.model, ours.vae, Scheduler(CONFIG.scheduler), batch, draws, "released")
-    assert torch.equal(timesteps, TIMESTEPS) and len(calls) == 1
+        loss = training_loss(ours.model, ours.vae, batch, step_noise, "released")
+    assert len(calls) == 1 and torch.equal(calls[0]["timesteps"], TIMESTEPS)
     return loss, calls[0]
 
 
@@ -461,15 +466,13 @@ def trajectory(ours: Ours, pose_scale: float, appearance_scale: float, steps: in
 
     source_images = image_input("reduced.img_cond", 1, 3, 64, 64)
     with (
-        mock.patch.object(sys.modules[denoise.__module__], "draw", lambda *ignored: latents_input(next(draws))),
+        mock.patch.object(sys.modules[denoise.__module__], "draw_noise", lambda *ignored: latents_input(next(draws))),
         mock.patch.object(ours.vae, "decode", decode),
         unet_calls(ours) as calls,
         contextlib.suppress(Enough),
     ):
-        sample(
-            ours.model, ours.vae, Scheduler(CONFIG.scheduler), source_images, pose_input("pose_tgt"),
-            steps=50, sampler="ddpm", pose_scale=pose_scale, appearance_scale=appearance_scale, on_step=on_step,
-        )  # fmt: skip
+        config = SamplingConfig(50, "ddpm", pose_scale, appearance_scale)
+        sample(ours.model, ours.vae, source_images, pose_input("pose_tgt"), config, on_step=on_step)
     latents = [call["latents"][:1] for call in calls] + latents
     assert len(latents) == steps + 1
     return Trajectory(timesteps, latents, clean, calls[0]["noise_pred"])
@@ -510,8 +513,10 @@ def guidance_with_other_rows(ours: Ours) -> Numbers:
     }.items():
         guided = sum(w * ours.model(latents, torch.tensor([981]), rows[row]) for row, w in factors.items())
         numbers[f"guidance/{name}/guided_0"] = guided
-        numbers[f"guidance/{name}/latents_0"] = Scheduler(CONFIG.scheduler).ddpm_step(
-            latents, guided, 981, 961, latents_input("step_noise_0")
+        scheduler = ours.model.scheduler
+        x_0 = scheduler.clean_latents(latents, guided, 981)
+        numbers[f"guidance/{name}/latents_0"] = scheduler.ddpm_step(
+            latents, x_0, 981, 961, latents_input("step_noise_0")
         )
     return numbers
 
@@ -546,7 +551,7 @@ def compute_schedule(ours: Ours) -> Numbers:
         latents, noise_pred, noise = arguments
         numbers[f"ddpm_{name}"] = torch.cat(
             [
-                scheduler.ddpm_step(latents, noise_pred, t, t_next, noise)
+                scheduler.ddpm_step(latents, scheduler.clean_latents(latents, noise_pred, t), t, t_next, noise)
                 for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True)
             ]
         ).flatten()
@@ -620,7 +625,6 @@ def compute_dataset(ours: Ours) -> Numbers:
         batch = collate([FashionPairs(root, "train", image_size=64, source_size=32)[0]])
         truth = PairSet(root, (32, 22))[0].truth
     source_image = to_range(batch.source_images)
-    draws = Draws(torch.zeros(1), *[torch.zeros(1)] * 5)  # that mirror it
     source, target = to_range(batch.images)
     heat_maps = pose_maps_of(batch.keypoints, 32)[1]
 
@@ -629,7 +633,7 @@ def compute_dataset(ours: Ours) -> Numbers:
 
     return {
         "dataset/train_flip0/img_cond": in_bytes(source_image[0]),
-        "dataset/train_flip1/img_cond": in_bytes(mirrored(source_image, draws)[0]),
+        "dataset/train_flip1/img_cond": in_bytes(mirror(source_image, torch.zeros(1))[0]),
         "dataset/train_flip0/img_src": in_bytes(source),
         "dataset/train_flip0/img_tgt": in_bytes(target),
         "dataset/train_flip0/pose_img_src": heat_maps[0],
@@ -640,7 +644,7 @@ def compute_dataset(ours: Ours) -> Numbers:
 
 def compute_metrics(ours: Ours) -> Numbers:
     pictures, truths = STORED["input/pictures"].float() / 255, STORED["input/truths"]
-    (resized,) = truncated(STORED["input/decoded"] * 2 - 1, (32, 22))
+    (resized,) = to_pictures(STORED["input/decoded"] * 2 - 1, (32, 22), rounding=False)
     return {
         "metrics/psnr": psnr(pictures, truths),
         "metrics/ssim_win51": ssim(pictures, truths, "uniform51"),
