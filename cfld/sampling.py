@@ -141,7 +141,8 @@ def denoise(
         list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
     ):
         weights, stacked = guided if lowest <= t <= highest else ([1.0], conditions)
-        noise_pred = model(latents.to(weight), torch.tensor([t], device=weight.device), stacked).float()
+        repeated = torch.cat([latents.to(weight)] * len(weights))
+        noise_pred = model(repeated, torch.tensor([t], device=weight.device), stacked).float()
         noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
         if reference is not None:
             implied = scheduler.implied_noise(latents, kept, t)  # Sec. 4.6, not as printed: docs/editing.md
