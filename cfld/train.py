@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cfld.config import CFLDConfig, to_dict
+from cfld.baselines import to_dict
+from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
 from cfld.data.cache import Cache
 from cfld.data.encode import manifest
@@ -195,10 +196,7 @@ class Run:
         self.state = State(trained, averages, optimizer, scaler, self.config, base)
         self.objective: nn.Module = Objective(options, self.config, self.model, self.vae, self.helper)
         if self.world > 1:
-            unused = self.config.prompt == "multi_scale"  # B1 does without f_4, the rest uses all that trains
-            self.objective = DistributedDataParallel(
-                self.objective, broadcast_buffers=False, find_unused_parameters=unused
-            )
+            self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self.board: Any = None
         self.stop: signal.Signals | None = None  # what somebody has asked this process to stop with
 

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cfld import save
-from cfld.config import to_dict
+from cfld.baselines import to_dict
 from cfld.convert.__main__ import main as convert
 from cfld.data.__main__ import main as prepare
 from cfld.data.batch import Batch, StepOrder, collate

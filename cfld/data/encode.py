@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import read_config
+from cfld.baselines import read_config
 from cfld.data.cache import ANOTHER, SHARD, shards
 from cfld.data.pairs import FashionPairs
-from cfld.folder import load_vae_alone
+from cfld.folder import load_vae
 from cfld.photos.pixels import to_range
 from cfld.tools.cli import UserError
 from cfld.tools.files import alone_in, open_folder, remove_leftovers
@@ -31,7 +31,7 @@ def write_cache(root: Path, model: Path, out: Path, device: torch.device, dtype:
 
 def encode_photos(pairs: FashionPairs, model: Path, out: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Write the files that a cache has not yet."""
-    vae = load_vae_alone(model).requires_grad_(False).to(device)
+    vae = load_vae(model).requires_grad_(False).to(device)
     paths = shards(out, len(pairs.photos))
     done = sum(path.is_file() for path in paths) * SHARD
     bar = tqdm(total=len(pairs.photos), initial=min(done, len(pairs.photos)), unit="photo", desc=str(out))

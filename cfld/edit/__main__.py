@@ -38,6 +38,7 @@ from cfld.model import CFLD, Conditions
 from cfld.photos.crop import fit, fitted
 from cfld.photos.keypoints import POSE_HELP, joints_on, pose_settings
 from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
+from cfld.prd import PerceptionRefinedDecoder
 from cfld.sample import SOURCE_POSE_HELP, add_options, check_outs, open_model, read_poses, read_source, settings
 from cfld.sampling import default_size, pose_tensor, source_tensor
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser
@@ -200,8 +201,8 @@ def run_attention(options: argparse.Namespace) -> None:
     photo = fitted(read_image(options.source, upright=True))
     keypoints = read_poses([options.pose], options) if options.pose else None
     model, vae = open_model(options)
-    if model.config.prompt != "prd":
-        raise UserError(f"the queries shown are those of H_D, found a baseline of prompt {model.config.prompt!r}")
+    if not isinstance(model.prd, PerceptionRefinedDecoder):
+        raise UserError(f"the queries shown are those of H_D, found baseline {type(model).__name__}, which has none")
 
     photos, labels = labelled_photos(options.people)
     of_people = torch.cat([source_maps(model, source_tensor(model, x)) for x in photos]).mean(dim=1)

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import CFLDConfig, read_config
+from cfld.baselines import read_config
+from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, collate, seeded
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.protocol import PairSet, picture_names
-from cfld.folder import load, load_vae_alone
+from cfld.folder import load, load_vae
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.sampling import check_steps, sample
@@ -94,7 +95,7 @@ def model_painter(folder: Path, options: argparse.Namespace, device: torch.devic
 
 def vae_painter(folder: Path, device: torch.device, dtype: torch.dtype) -> Painter:
     """What the VAE makes of the truth, through the mean of its posterior."""
-    vae = load_vae_alone(folder).to(device, dtype).eval()
+    vae = load_vae(folder).to(device, dtype).eval()
 
     @torch.no_grad()
     def painter(rows: list[int], batch: Batch) -> Tensor:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cfld.config import PRESETS, CFLDConfig, ablation, from_dict, read_config, to_dict
-from cfld.folder import assign, load, load_vae_alone
+from cfld.baselines import ablation, from_dict, read_config, to_dict
+from cfld.baselines import build as build_model
+from cfld.baselines.b1_to_b5 import B2Config
+from cfld.config import PRESETS, CFLDConfig
+from cfld.folder import assign, load, load_vae
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors, tensors_hash, write_tensors
@@ -21,8 +24,9 @@ from cfld.vae import VAE
 
 def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
     """The first part in which two architectures differ, with both values; None if they are the same."""
-    parts = zip(to_dict(there).items(), to_dict(here).values(), strict=True)
-    return next((f"{name} is {found} there and {asked} here" for (name, found), asked in parts if found != asked), None)
+    found, asked = ({"baseline": None} | to_dict(config) for config in (there, here))
+    names = (name for name in found | asked if found.get(name) != asked.get(name))
+    return next((f"{name} is {found.get(name)} there and {asked.get(name)} here" for name in names), None)
 
 
 def frozen_hash(*modules: nn.Module) -> str:
@@ -148,7 +152,7 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
             f"{options.init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains "
             f"cannot start from nothing; make the folder with python -m cfld.convert init, or --stage base for tiny"
         )
-    if config.prompt == "clip":
+    if isinstance(config, B2Config):
         raise UserError(
             f"{options.init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot "
             f"train from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
@@ -156,14 +160,14 @@ def build(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD | None, VAE]:
     source_encoder = Path(options.init) / "source_encoder.safetensors"
     known = "a VAE and a source encoder" if source_encoder.is_file() else "a VAE"
     tqdm.write(f"{options.init} holds {known} alone: everything else starts from seed {options.seed}")
-    model = CFLD(config)
+    model = build_model(config)
     torch.manual_seed(options.seed)  # again: what rows of Table 3 share begins alike, whatever the rest has drawn
     for part in (model.unet, model.pose_adapter):
         begin_at_identity(part)
     begin_small(model.source_encoder)
     if source_encoder.is_file():
         assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
-    return model, load_vae_alone(options.init)
+    return model, load_vae(options.init)
 
 
 def rebuilt(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], base: str) -> tuple[CFLD, VAE]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cfld.config import ABLATIONS, PRESETS, CFLDConfig, from_dict, read_config
+from cfld.baselines import ABLATIONS, from_dict, read_config
+from cfld.config import PRESETS, CFLDConfig
 from cfld.tools.cli import PRECISIONS, UserError, command_parser
 from cfld.tools.files import contents, read_json
 
@@ -25,7 +26,7 @@ class TrainConfig:
     preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
     config: str | None = option(None, "JSON file of another architecture (a model folder's config.json shows the form)")
     ablation: str | None = option(None, "train this row of Table 3 instead of the whole method (docs/ablations.md)",
-                                  choices=tuple(ABLATIONS))  # fmt: skip
+                                  choices=ABLATIONS)  # fmt: skip
     init: str | None = option(None, "folder to start from: cfld.convert init makes one, for tiny --stage vae or source")
     data: str | None = option(None, "folder in DeepFashion's layout, prepared by cfld.data; or people:2000x4")
     cache: str | None = option(None, "folder that python -m cfld.data cache has made of --data with the VAE of --init")
