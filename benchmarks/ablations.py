@@ -50,8 +50,8 @@ from PIL import Image
 from report import machine, machine_line, table
 from tqdm import tqdm
 
-from cfld import CFLD, TINY, VAE, load
-from cfld.config import ablation, read_config
+from cfld import TINY, VAE, load
+from cfld.baselines import ablation, build, read_config
 from cfld.evaluate.figure import INK, Tile, draw_figure
 from cfld.folder import assign, save
 from cfld.photos.pixels import to_pictures
@@ -104,7 +104,7 @@ def begin(base: str, row: str, folder: Path) -> None:
     """Write the base as a row of Table 3, without the parts that the row has not."""
     model, vae = load(base)
     config = replace(model.config, unet_trainable="cross_kv")
-    begun = CFLD(config if row == "whole" else ablation(config, row))
+    begun = build(config if row == "whole" else ablation(config, row))
     weights = model.state_dict()
     assign(begun, {name: weights[name] for name in begun.state_dict()}, base)
     save(folder, begun, vae, replace=True)

@@ -43,6 +43,7 @@ from cfld.sampling import SamplingConfig
 from cfld.tools.cli import PRECISIONS, UserError, command
 from cfld.tools.files import alone_in
 from cfld.tools.processes import Processes, join
+from cfld.training.attention import write_out_attention
 from cfld.training.checkpoint import State
 from cfld.training.initial import architecture
 from cfld.training.memory import cast_frozen, checkpoint_activations, estimate, keep_freed_memory, memory
@@ -273,6 +274,8 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     cast_frozen(stage, PRECISIONS[options.precision])
     stage.to(processes.device)
     checkpoint_activations(stage, options.activation_checkpointing)
+    if processes.device.type == "cpu":
+        write_out_attention(stage)  # in half precision, where it is faster
     for module in stage.modules() if options.compile else ():
         if isinstance(module, UNet):
             module.compile()

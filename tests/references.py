@@ -21,7 +21,7 @@ for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def bias_widths(config: UNetConfig) -> list[int]:
-    """Widths of the cross-attentions that take a query bias, in the order the UNet meets them."""
+    """Widths of the cross-attentions that take a query bias, in execution order."""
     return [channels for channels in reversed(config.channels[:-1]) for _ in range(config.depth + 1)]
 
 

@@ -42,8 +42,6 @@ def by(rules: Rules):
     return lambda tensors: {rename(name, dict(rules)): tensor for name, tensor in tensors.items()}
 
 
-# UNet. ---------------------------------------------------------------------------------------------------------------
-
 CHANNELS, CONTEXT = (32, 64, 96, 96), 48
 CONFIG = UNetConfig(channels=CHANNELS, context_width=CONTEXT, groups=8)
 LATENTS, PROMPT = noise(2, 4, 16, 16), noise(2, 7, CONTEXT, seed=1)
@@ -78,18 +76,33 @@ def test_unet_equals_diffusers_unet(with_poses: bool, with_biases: bool) -> None
     assert_parity(ours, reference, by(UNET_DIFFUSERS), run_ours, run_theirs, inputs)
 
 
-def test_the_unet_takes_conditions_for_all_places_or_none() -> None:
+def test_inputs_that_do_not_fit_the_unet_are_named_with_both_numbers() -> None:
     unet = UNet(MICRO.unet)
     latents, prompt, t = noise(1, 4, 8, 8), noise(1, 3, 16), torch.tensor([5])
     biases = [noise(1, 1, 32)] * 3 + [noise(1, 4, 32)] * 3 + [noise(1, 16, 16)] * 3
-    for wrong in (biases[:3], [*biases, biases[0]]):
-        with pytest.raises(ValueError, match=f"must be 9 tensors, found {len(wrong)}"):
+    for wrong in (biases[:3], [*biases, biases[0]], []):
+        with pytest.raises(ValueError, match=f"^number of query biases must be 9, found {len(wrong)}$"):
             unet(latents, t, prompt, query_biases=wrong)
-    for rows in (1, 3):
-        with pytest.raises(ValueError, match=f"multiple of those of latents, found {rows} and 2"):
-            unet(latents.repeat(2, 1, 1, 1), t, prompt.repeat(rows, 1, 1))
-    with pytest.raises(ValueError, match="argument 2"):
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"^samples of the prompt must be 2, found {count}$"):
+            unet(latents.repeat(2, 1, 1, 1), t, prompt.repeat(count, 1, 1))
+    with pytest.raises(ValueError, match=r"^number of pose features must be 3, found 1$"):
         unet(latents, t, prompt, pose_features=[noise(1, 16, 8, 8)])
+    with pytest.raises(ValueError, match=r"^channels of the latents must be 4, found 3$"):
+        unet(noise(1, 3, 8, 8), t, prompt)
+    with pytest.raises(ValueError, match=r"^width of the prompt must be 16, found 8$"):
+        unet(latents, t, noise(1, 3, 8))
+    for height, width in ((8, 12), (20, 8)):
+        with pytest.raises(ValueError, match=f"must be multiples of 8, found {height} and {width}$"):
+            unet(noise(1, 4, height, width), t, prompt)
+
+
+def test_the_unets_checks_leave_one_graph_for_torch_compile() -> None:
+    config = UNetConfig(channels=(8, 8), depth=1, num_heads=1, context_width=8, groups=4)
+    unet = UNet(config).requires_grad_(False)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    inputs = noise(1, 4, 2, 2), torch.tensor([5]), noise(1, 3, 8)
+    assert torch.equal(compiled(*inputs), unet(*inputs))
 
 
 def test_a_pose_enters_the_second_skip_of_its_block_and_not_the_first() -> None:
@@ -98,9 +111,6 @@ def test_a_pose_enters_the_second_skip_of_its_block_and_not_the_first() -> None:
     _, posed = unet.down[0](noise(1, 32, 8, 8), noise(1, 128), noise(1, 7, CONTEXT), torch.ones(1, 32, 8, 8))
     assert torch.equal(plain[0], posed[0])
     assert torch.allclose(plain[1] + 1, posed[1])
-
-
-# VAE. ----------------------------------------------------------------------------------------------------------------
 
 
 def test_vae_encoder_and_decoder_equal_diffusers() -> None:
@@ -133,9 +143,6 @@ def test_log_variances_are_clamped() -> None:
     with torch.no_grad():
         vae.encoder.to_moments.bias.fill_(1e4)
     assert vae.moments(noise(1, 3, 16, 16))[1].max() == 20
-
-
-# Swin. ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("image_size", "window"), [(64, 4), (128, 16), (64, 16)], ids=["4", "16", "all clamped"])
@@ -198,9 +205,6 @@ def test_stochastic_depth_drops_the_rows_that_its_draws_say_and_scales_the_other
     last = swin.stages[1][0]
     half = swin(images, torch.tensor([[0.5, 0.5, 0.3, 0.5]] * 2))[1]  # its attention is gone, its MLP is 1 / 0.6 larger
     assert torch.allclose(half, (merged + last.mlp(last.norm2(merged)) / 0.6).permute(0, 3, 1, 2), atol=1e-5)
-
-
-# PRD, HGA, pose adapter. ---------------------------------------------------------------------------------------------
 
 
 def test_one_prd_block_equals_its_reference() -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import CFLDConfig, read_config
+from cfld.baselines import read_config
+from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, collate, seeded
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.protocol import PairSet, picture_names

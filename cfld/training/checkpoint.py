@@ -26,7 +26,7 @@ def frozen_hash(*modules: nn.Module) -> str:
 
 def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
     """The first field in which two architectures differ, with both values; None if they are the same."""
-    found, asked = to_dict(there), to_dict(here)
+    found, asked = ({"baseline": None} | to_dict(config) for config in (there, here))
     names = [name for name in found | asked if found.get(name) != asked.get(name)]
     return f"{names[0]} is {found.get(names[0])} there and {asked.get(names[0])} here" if names else None
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld.baselines import ablation, build, read_config
+from cfld.baselines.b1_to_b5 import B2Config
 from cfld.config import PRESETS, CFLDConfig
 from cfld.folder import assign, load, load_vae
 from cfld.model import CFLD
@@ -85,6 +86,11 @@ def initial_model(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD, VAE]:
         raise UserError(
             f"{init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains cannot start "
             "from nothing; make the folder with python -m cfld.convert init, or with --stage base for tiny"
+        )
+    if isinstance(config, B2Config):
+        raise UserError(
+            f"{init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot train from "
+            "nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
         )
     source_encoder = init / "source_encoder.safetensors"
     known = "a VAE and a source encoder" if source_encoder.is_file() else "only a VAE"
