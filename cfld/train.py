@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -37,7 +37,7 @@ from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
 from cfld.data.cache import Cache
 from cfld.data.encode import manifest
-from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, open_pairs
+from cfld.data.pairs import DescribedPairs, FashionPairs, PeoplePairs, open_pairs
 from cfld.objective import step_noise
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import PRECISIONS, UserError, command
@@ -67,7 +67,7 @@ def fit(
     stage: Stage,
     state: State,
     batches: Iterator[Batch],
-    validation: Pairs | None,
+    validation: Any,
     run: RunFolder,
     processes: Processes,
     options: TrainConfig,
@@ -77,6 +77,7 @@ def fit(
     All randomness of a step is a function of (seed, step, place of the pair): a run that is stopped and resumed,
     accumulated or distributed ends with the same weights.
     """
+    assert options.steps is not None  # train() has settled it
     loss_of = processes.distribute(stage)
     bar = tqdm(batches, options.stage, options.steps, initial=state.step, unit="step", disable=not processes.is_main)
     losses, seconds, started = [], 0.0, time.perf_counter()
@@ -159,7 +160,12 @@ def require_finite(step: int, loss: float, norm: float, run: RunFolder) -> None:
 
 @torch.no_grad()
 def validate(
-    stage: Stage, state: State, pairs: Pairs, run: RunFolder, processes: Processes, options: TrainConfig
+    stage: Stage,
+    state: State,
+    pairs: Any,
+    run: RunFolder,
+    processes: Processes,
+    options: TrainConfig,
 ) -> bool:
     """Log the validation loss: of the same pairs with the same noise each time, under the EMA weights if there are
     any. Returns whether it is the lowest so far."""
@@ -177,7 +183,12 @@ def validate(
 
 @torch.no_grad()
 def save_samples(
-    stage: Stage, state: State, pairs: Pairs, run: RunFolder, processes: Processes, options: TrainConfig
+    stage: Stage,
+    state: State,
+    pairs: Any,
+    run: RunFolder,
+    processes: Processes,
+    options: TrainConfig,
 ) -> None:
     """Write a sample grid of the same four pairs from the same seeds each time, under the EMA weights."""
     chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
@@ -191,8 +202,8 @@ def save_samples(
 class Data:
     """What a training reads: the pairs it trains on, and those it validates on and shows."""
 
-    pairs: Pairs | DescribedPairs
-    validation: Pairs | DescribedPairs | None  # the test split; to show samples, the training split if there is none
+    pairs: Any  # a data set of Pair
+    validation: Any  # the test split, or to show samples the training split if there is none; None if neither is asked
     steps_per_epoch: int  # the last, partial batch of an epoch is dropped
 
 
@@ -232,7 +243,7 @@ def batches_of(data: Data, state: State, processes: Processes, options: TrainCon
     workers = (4 if processes.device.type == "cuda" else 0) if options.workers is None else options.workers
     share = options.global_batch // processes.world
     places = range(processes.rank * share, (processes.rank + 1) * share)
-    order = StepOrder(len(data.pairs), options.global_batch, options.seed, state.step, options.steps, places)
+    order = StepOrder(len(data.pairs), options.global_batch, options.seed, state.step, options.steps or 0, places)
     with contextlib.closing(step_batches(data.pairs, order, workers)) as batches:
         yield batches
 

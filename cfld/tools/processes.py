@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -82,7 +83,8 @@ class Processes:
             self.arrivals += 1
             store, key = self.store, f"arrived/{self.arrivals}"
             store.add(key, 1)
-            seen, changed = {}, dict.fromkeys(range(self.world), time.monotonic())
+            seen: dict[int, int] = {}
+            changed = dict.fromkeys(range(self.world), time.monotonic())
             while store.add(key, 0) < self.world:
                 for rank in range(self.world):
                     beats = store.add(f"alive/{rank}", 0)
@@ -132,13 +134,13 @@ class Processes:
 
     # Training.
 
-    def distribute(self, module: nn.Module) -> nn.Module:
+    def distribute(self, module: Any) -> Any:
         """The module, such that its gradients become their means over all processes (DistributedDataParallel)."""
         return module if self.world == 1 else DistributedDataParallel(module, broadcast_buffers=False)
 
-    def sync_gradients(self, module: nn.Module, when: bool) -> contextlib.AbstractContextManager[None]:
+    def sync_gradients(self, module: Any, when: bool) -> contextlib.AbstractContextManager[None]:
         """Exchange gradients in the backward of the last micro-batch alone (DDP's no_sync in those before)."""
-        return contextlib.nullcontext() if when or self.world == 1 else module.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext() if when or self.world == 1 else module.no_sync()
 
     def agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float, signal.Signals | None]:
         """The means of a step's loss and gradient norm over all processes, and the signal to stop with, if one of them

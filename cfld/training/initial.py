@@ -89,8 +89,8 @@ def initial_model(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD, VAE]:
         )
     if isinstance(config, B2Config):
         raise UserError(
-            f"{init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot train from "
-            "nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
+            f"{init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot train "
+            "from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
         )
     source_encoder = init / "source_encoder.safetensors"
     known = "a VAE and a source encoder" if source_encoder.is_file() else "only a VAE"
@@ -105,6 +105,13 @@ def initial_model(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD, VAE]:
     return model, load_vae(init)
 
 
+def files_of(options: TrainConfig, model: CFLD, vae: VAE) -> tuple[nn.Module, ...]:
+    """The modules whose frozen weights --init holds. Where it has no model, nothing reads what is frozen of one: of
+    --stage base all but the UNet, of baseline B1 the end of Swin."""
+    has_model = options.init is not None and (Path(options.init) / "model.safetensors").is_file()
+    return (model, vae) if has_model and options.stage == "cfld" else (vae,)
+
+
 def trained_model(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], frozen: str) -> tuple[CFLD, VAE]:
     """What a training has learnt, with the frozen rest of --init in its first precision.
 
@@ -115,7 +122,7 @@ def trained_model(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Te
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learnt)
     vae.requires_grad_(False)
-    if frozen_hash(*((vae,) if options.stage in ("source", "base") else (model, vae))) != frozen:
+    if frozen_hash(*files_of(options, model, vae)) != frozen:
         raise UserError(
             f"--init {options.init} has changed since the training began, and nothing was written: restore the folder "
             "with the frozen weights that it began with, then --resume"

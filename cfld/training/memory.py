@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def memory(device: torch.device, peak: bool = False) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def estimate(stage: nn.Module, state: State, before: int, device: torch.device) -> dict[str, str]:
+def estimate(stage: Any, state: State, before: int, device: torch.device) -> dict[str, str]:
     """What a step needs, as lines for people: parameters, and memory by what it holds.
 
     before: memory() before the first step

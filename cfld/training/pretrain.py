@@ -142,6 +142,7 @@ class SourceStage(nn.Module):
         model, vae = initial_model(options, config)
         self.frozen = frozen_hash(vae.requires_grad_(False))
         attributes = pairs[0].attributes
+        assert attributes is not None
         self.source_encoder = model.source_encoder
         self.head = AttributeHead(attributes.numel(), config)
 
@@ -229,6 +230,7 @@ class BaseStage(nn.Module):
         self.model.null_prompt.requires_grad_(True)
         self.frozen = frozen_hash(self.vae.requires_grad_(False))
         attributes = pairs[0].attributes
+        assert attributes is not None
         self.attribute_prompt = AttributePrompt(attributes.numel(), config)
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:

@@ -5,7 +5,7 @@ gradients. Its constructor takes the options, the architecture and the training 
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
@@ -18,7 +18,7 @@ from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.sampling import SamplingConfig, sample
 from cfld.training.checkpoint import frozen_hash
-from cfld.training.initial import initial_model, trained_model
+from cfld.training.initial import files_of, initial_model, trained_model
 from cfld.training.options import TrainConfig
 from cfld.training.pretrain import BaseStage, SourceStage, VAEStage
 
@@ -52,7 +52,7 @@ class CFLDStage(nn.Module):
         super().__init__()
         self.config, self.options = config, options
         self.model, self.vae = initial_model(options, config)
-        self.frozen = frozen_hash(self.model, self.vae.requires_grad_(False))
+        self.frozen = frozen_hash(*files_of(options, self.model, self.vae.requires_grad_(False)))
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
         """Eq. 6."""
@@ -75,4 +75,4 @@ class CFLDStage(nn.Module):
         save(folder, *trained_model(self.options, self.config, learnt, self.frozen), replace=True)
 
 
-STAGES = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
+STAGES: dict[str, Any] = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
