@@ -31,7 +31,7 @@ from cfld.hga import HGAConfig
 from cfld.model import CFLD, Conditions
 from cfld.sampling import generate, guidance
 from cfld.tools.cli import UserError
-from cfld.training.checkpoint import build as build_to_train
+from cfld.training.initial import initial_model as build_to_train
 from cfld.training.options import TrainConfig
 from cfld.vae import VAE, VAEConfig
 
