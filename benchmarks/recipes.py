@@ -474,8 +474,8 @@ def ablations_page(found: Numbers) -> str:
         "# Table 3 in small: the numbers\n\n"
         "Made by `python benchmarks/recipes.py ablations`. [ablations.md](ablations.md) explains the rows. Rows\n"
         f"with _frozen are around a frozen UNet. {asked['steps']} training steps each; {asked['pairs']} pairs of\n"
-        f"unseen people, {asked['sample steps']} DDPM steps; mean ± standard deviation over seeds. Garment colours: error of\n"
-        "the mean colours of tops, jackets and bottoms.\n\n"
+        f"unseen people, {asked['sample steps']} DDPM steps; mean ± standard deviation over seeds. Garment colours:\n"
+        "error of the mean colours of tops, jackets and bottoms.\n\n"
         f"{provenance(*(run['made'] for run in found['runs'].values()))}\n\n"
         f"{summary_table(found)}\n"
     )
