@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace) -> None:
         "steps": options.steps,
         "precision": options.precision,
     }
-    found = {"measures": {}, "made": {}, **earlier_results(path, asked)}
+    found = earlier_results(path, asked, measures={}, made={})
 
     def report(name: str, numbers: Numbers) -> None:
         found["measures"][name], found["made"][name] = numbers, machine()
@@ -420,7 +420,7 @@ def score_settings(options: argparse.Namespace, path: Path, settings: dict[str, 
     folder = options.model or bundled()
     model, vae = load(folder, pick_device(options.device))
     asked = {**model_hashes(folder), "pairs": options.pairs, "precision": options.precision}
-    found = {"scores": {}, **earlier_results(path, asked)}
+    found = earlier_results(path, asked, scores={})
     pairs = measure_pairs(options.pairs, model.config)
     for name, how in settings.items():
         if name not in found["scores"]:

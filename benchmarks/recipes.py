@@ -290,7 +290,7 @@ def ablations(options: argparse.Namespace) -> None:
         "init": str(options.init),
         "training": f"{TRAINING} {options.train}".strip(),
     }
-    found = {"bounds": {}, "runs": {}, **earlier_results(path, asked)}
+    found = earlier_results(path, asked, bounds={}, runs={})
 
     folder = options.runs.resolve() / f"{options.steps}_steps"
     runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in queue(options)}

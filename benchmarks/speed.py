@@ -437,7 +437,7 @@ def sample_speed(options: argparse.Namespace) -> None:
     path = results_path(f"speed_{options.size}.json", options.out)
     given = {"precision": options.precision, "rounds": options.rounds, "device": str(pick_device(options.device))}
     asked = {**given, "commit": machine()["commit"], "torch": torch.__version__}
-    found = {"where": provenance(), **earlier_results(path, asked)}
+    found = earlier_results(path, asked, where=provenance())
     arguments = [f"--{name}={value}" for name, value in {**given, "size": options.size}.items()]
     for name in SECTIONS:
         if name not in found:

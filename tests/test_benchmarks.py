@@ -68,7 +68,7 @@ def test_results_of_other_settings_are_not_continued(tmp_path: Path) -> None:
     common, path = importlib.import_module("common"), tmp_path / "x.json"
     path.write_text(json.dumps({"asked": {"pairs": 5}, "scores": {"a": 1}}))
     assert common.earlier_results(path, {"pairs": 5})["scores"] == {"a": 1}
-    assert common.earlier_results(path, {"pairs": 6}) == {"asked": {"pairs": 6}}
+    assert common.earlier_results(path, {"pairs": 6}, scores={}) == {"asked": {"pairs": 6}, "scores": {}}
 
 
 def test_provenance_is_one_line() -> None:
