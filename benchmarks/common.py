@@ -62,7 +62,7 @@ def docs_path(name: str, out: Path | None) -> Path:
 
 
 def earlier_results(path: Path, asked: dict[str, Any], **empty: Any) -> dict[str, Any]:
-    """The content of a file of results if it was made with the same settings; else these settings, and what is empty."""
+    """The content of a file of results if it was made with the same settings, else these settings and what is empty."""
     found = read_json(path) if path.is_file() else {}
     return found if found.get("asked") == asked else {"asked": asked, **empty}
 
