@@ -29,6 +29,15 @@ ROOT = Path(__file__).parents[1]
 PICTURE_WIDTH = 1200  # of pictures in docs/, at most
 Machine = dict[str, str | int | None]
 
+# torchvision, which diffusers and timm import, needs its operators declared where its binary does not load (a CPU build
+# of torch).
+_operators = torch.library.Library("torchvision", "DEF")
+for _name in ("nms", "qnms"):
+    try:
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:
+        break  # the binary did load
+
 
 def benchmark_parser(file: str, doc: str | None) -> tuple[argparse.ArgumentParser, Any]:
     """A parser for python benchmarks/FILE, and the place of its sub-commands."""

@@ -11,15 +11,6 @@ from cfld.unet import UNetConfig
 
 DATA = Path(__file__).parent / "data"
 
-# torchvision, which timm imports, wants its operators declared where its binary does not load (a CPU build of torch).
-_operators = torch.library.Library("torchvision", "DEF")
-for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-    try:
-        _operators.define(_schema)
-    except RuntimeError:
-        break  # the binary did load
-
 
 def bias_widths(config: UNetConfig) -> list[int]:
     """Widths of the cross-attentions that take a query bias, in execution order."""
