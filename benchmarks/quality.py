@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cfld.samplers import SAMPLERS
 from common import (
     add_command,
     benchmark_parser,
@@ -76,6 +75,7 @@ from cfld.people import Textile
 from cfld.people.textiles import weave
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
+from cfld.samplers import SAMPLERS
 from cfld.sampling import FAST, PAPER, SamplingConfig
 from cfld.tools.cli import PRECISIONS, command, pick_device
 from cfld.tools.files import write_json, write_text
