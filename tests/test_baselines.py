@@ -29,7 +29,7 @@ from cfld.convert.load import load_clip, to_ours
 from cfld.folder import load, save
 from cfld.hga import HGAConfig
 from cfld.model import CFLD, Conditions
-from cfld.sampling import generate, guidance
+from cfld.sampling import SamplingConfig, generate, guidance
 from cfld.tools.cli import UserError
 from cfld.training.initial import initial_model as build_to_train
 from cfld.training.options import TrainConfig
@@ -415,7 +415,7 @@ def test_a_row_is_trained_stopped_resumed_loaded_and_sampled(
     assert changed <= trained(model).keys() and "null_prompt" in changed
     keypoints = torch.rand(1, 18, 2, generator=torch.Generator().manual_seed(0)) * 170
     photo = Image.new("RGB", (176, 256), "red")
-    red, blue = (generate(model, vae, p, keypoints, steps=2)[0] for p in (photo, Image.new("RGB", (176, 256), "blue")))
+    red, blue = (generate(model, vae, p, keypoints, SamplingConfig(2))[0] for p in (photo, Image.new("RGB", (176, 256), "blue")))
     assert red.size == (176, 256) and red.tobytes() != blue.tobytes()
 
 
