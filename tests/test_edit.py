@@ -67,9 +67,6 @@ def hooks(model: CFLD) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-# Style transfer. -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.no_grad()
 def test_outside_the_mask_the_reference_stays_and_inside_it_does_not(sampler: str) -> None:
@@ -117,9 +114,6 @@ def test_a_mask_of_everything_is_plain_sampling() -> None:
     whole = torch.ones_like(MASK)
     edited = edit(model, vae, SOURCE, REFERENCE, whole, POSE, THREE, generator=seeded(4))
     assert torch.equal(edited, sample(model, vae, SOURCE, POSE, THREE, generator=seeded(4)))
-
-
-# Interpolation and sequences. ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -189,9 +183,6 @@ def test_the_poses_of_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path)
         (tmp_path / name).touch()
     found = pose_files(["x.csv#a", str(tmp_path)])
     assert [Path(path).name for path in found] == ["x.csv#a", "pose1.npy", "pose2.json", "pose10.json"]
-
-
-# Attention maps. -----------------------------------------------------------------------------------------------------
 
 
 def by_hand(attention: Attention, tokens: torch.Tensor, context: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
@@ -324,9 +315,6 @@ def test_an_overlay_is_bright_where_the_map_is_high() -> None:
     shown = overlay(Image.new("RGB", (40, 60), "white"), torch.tensor([[0.0, 0.1], [0.2, 0.4]]))
     light = [sum(shown.getpixel(place)) for place in ((5, 5), (35, 5), (5, 55), (35, 55))]
     assert shown.size == (40, 60) and light == sorted(light) and light[0] < light[3] - 200
-
-
-# Commands. -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ from torch import Tensor
 from cfld.data.batch import Batch
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate import __main__ as evaluate
-from cfld.evaluate import figure, painting, protocol
+from cfld.evaluate import figure, generation, protocol
 from cfld.evaluate.__main__ import main
 from cfld.evaluate.figure import Tile
+from cfld.evaluate.generation import generate_missing
 from cfld.evaluate.inception import Inception
 from cfld.evaluate.lpips import LPIPS, load_lpips
 from cfld.evaluate.measure import make_parts
 from cfld.evaluate.metrics import FeatureStatistics, fid, psnr, ssim
-from cfld.evaluate.painting import generate_missing
 from cfld.evaluate.person import backdrop, error_inside, face_box, mean_colours, person_region, torso_length
 from cfld.evaluate.protocol import (
     PATTERNS,
@@ -354,7 +354,9 @@ def test_painting_goes_on_and_takes_no_other_model(
     shutil.copy(paths[2], paths[1])
     fails(main, *command, words=["numbers.csv already exists"])
     painted = []
-    monkeypatch.setattr(painting, "collate", lambda items, real=painting.collate: painted.append(items) or real(items))
+    monkeypatch.setattr(
+        generation, "collate", lambda items, real=generation.collate: painted.append(items) or real(items)
+    )
     run(*command, "--force")
     difference = np.asarray(Image.open(paths[0])).astype(int) - np.asarray(Image.open(paths[1]))
     assert [len(items) for items in painted] == [1] and np.abs(difference).max() > 1

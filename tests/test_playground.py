@@ -134,9 +134,6 @@ BAD_POSES = {
 }
 
 
-# The server. ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_is_one_file_that_names_no_other_place(server: PlaygroundServer) -> None:
     status, page = ask(server, "/")
     assert status == 200 and page.startswith(b"<!doctype html>")
@@ -364,9 +361,6 @@ def test_mistakes_of_the_command_are_one_line(
     fails(main, "--model", tmp_path / "none", words=["no such model folder"])
     monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     fails(main, words=["bundled model", "make tiny"])
-
-
-# The page. -----------------------------------------------------------------------------------------------------------
 
 
 def address(server: PlaygroundServer) -> str:

@@ -32,9 +32,9 @@ from torch import nn
 
 import cfld
 from cfld.evaluate import figure, study
+from cfld.evaluate.generation import plan_generation
 from cfld.evaluate.measure import digest, make_parts, measure_part, real_statistics
 from cfld.evaluate.metrics import FeatureStatistics
-from cfld.evaluate.painting import plan_generation
 from cfld.evaluate.protocol import (
     FIDS,
     NAME_HINT,
