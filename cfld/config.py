@@ -99,7 +99,7 @@ def parse(values: dict[str, Any], kind: type = CFLDConfig, path: str = "") -> An
     its default. Raises ValueError that names the field for one that is unknown or of a wrong type."""
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
-        raise ValueError(f"{path.rstrip('.') or 'a config'} must be an object of fields, found {values!r}")
+        raise ValueError(f"{path.rstrip('.')} must be an object of fields, found {values!r}")
     if unknown := [name for name in values if name not in hints]:
         raise ValueError(f"unknown field {path}{unknown[0]}: the fields here are {', '.join(hints)}")
     return kind(**{name: _parse_field(value, hints[name], f"{path}{name}") for name, value in values.items()})

@@ -50,12 +50,12 @@ class Conditions:
 
     def where(self, keep: Tensor, other: "Conditions") -> "Conditions":
         """Sample i of self where keep (B,) is True, of other (B samples, or 1 for all) where it is False."""
-        return _combine(lambda own, its: torch.where(_column(keep, own), own, its), [self, other])
+        return _combine(lambda x, y: torch.where(_column(keep, x), x, y), [self, other])
 
     def lerp(self, other: "Conditions", weights: Tensor) -> "Conditions":
         """The line between two conditions of one sample each: weights (n,) -> n samples; at a weight of 0 exactly self,
         at 1 exactly other."""
-        return _combine(lambda own, its: torch.lerp(own, its, _column(weights.to(own), own)), [self, other])
+        return _combine(lambda x, y: torch.lerp(x, y, _column(weights.to(x), x)), [self, other])
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _combine(change: Callable[..., Tensor], parts: Sequence[Conditions]) -> Conditions:
-    """Apply change to the corresponding tensors of all parts. What is None in some parts alone is zeros there."""
+    """Apply change to the corresponding tensors of all parts. What some parts have and others not is zeros there."""
 
     def combined(tensors: list[list[Tensor] | None]) -> list[Tensor] | None:
         given = next((x for x in tensors if x is not None), None)
@@ -88,7 +88,7 @@ class CFLD(nn.Module):
     """The paper's model. config.unet_trainable says what trains: requires_grad is False for the frozen part."""
 
     def __init__(self, config: CFLDConfig = CFLDConfig(), unet: UNet | None = None, source_encoder: Swin | None = None):
-        """unet, source_encoder: pretrained parts; None starts that part from random weights, as all others."""
+        """unet, source_encoder: pretrained parts, or None: random weights, as for all other parts."""
         super().__init__()
         self.config, self.scheduler = config, Scheduler(config.scheduler)
         self.source_encoder = Swin(config.swin) if source_encoder is None else source_encoder
@@ -145,9 +145,11 @@ class CFLD(nn.Module):
         """
         if recipe not in RECIPES:
             raise ValueError(f"recipe must be {' or '.join(RECIPES)}, found {recipe!r}")
-        nothing = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
-        kept = conditions.where(~dropped, nothing)
-        return kept if recipe == "paper" else replace(conditions, prompt=kept.prompt)
+        unconditional = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
+        if recipe == "paper":
+            return conditions.where(~dropped, unconditional)
+        prompts = replace(conditions, pose_features=None, query_biases=None).where(~dropped, unconditional)
+        return replace(conditions, prompt=prompts.prompt)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Predict the noise in z_t.

@@ -141,10 +141,8 @@ def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFL
     """Load the model and its VAE as the options say. Raises UserError if config has too many steps for it."""
     device = pick_device(options.device)
     precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    model, vae = load(options.model, device, precision)
+    model, vae = load(options.model, device, precision, channels_last=True)
     config.check_steps(model.config, "--steps")
-    for module in (model, vae):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         compile_frozen(model.unet)
     return model, vae

@@ -75,7 +75,7 @@ class Attention(nn.Module):
     Q = W_q F_h,  K = W_k F_d^out,  V = W_v F_d^out,  F_o = softmax((Q + B) K^T / sqrt(d)) V
     """
 
-    attend = staticmethod(F.scaled_dot_product_attention)  # (q, k, v) -> softmax(q k^T / sqrt(d)) v
+    attend = staticmethod(F.scaled_dot_product_attention)  # cfld.training.attention may set another for a CPU
 
     def __init__(self, width: int, num_heads: int, context_width: int | None = None):
         super().__init__()
@@ -90,9 +90,9 @@ class Attention(nn.Module):
         context = tokens if context is None else context
         q, k, v = self.to_q(tokens), self.to_k(context), self.to_v(context)
         if query_bias is not None:
-            q = q + query_bias  # Q + B
+            q = q + query_bias  # Q + B of Eq. 4
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
-        out = self.attend(q, k, v)
+        out = self.attend(q, k, v)  # softmax(q k^T / sqrt(d)) v
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -284,16 +284,16 @@ class UNet(nn.Module):
         pose_features: Sequence[Tensor] | None = None,
         query_biases: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in noisy latents, or what else scheduler.prediction_type says.
+        """Predict the noise in z_t, or its velocity v where SchedulerConfig.prediction_type says so.
 
-        latents z_t (B, 4, h, w): h and w multiples of 8
+        latents: z_t (B, 4, h, w), h and w multiples of 8
         timesteps (B,): integers in [0, 999]; or (1,), one for all samples
         prompt (B, L, 768): the coarse-grained prompt F_d^out
-        pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4); or None, no pose
-        query_biases: nine of (B, N, C) in execution order: three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or
-            None, no biases
+        pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4); or None: no pose
+        query_biases: nine of (B, N, C) in execution order, three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or
+            None: no biases
         -> noise_pred (B, 4, h, w)
-        Raises ValueError for inputs that do not fit the config.
+        Raises ValueError if the inputs do not fit the config.
         """
         self.check_shapes(latents, prompt, pose_features, query_biases)
 

@@ -31,7 +31,7 @@ from cfld.hga import HGAConfig
 from cfld.model import CFLD, Conditions
 from cfld.sampling import SamplingConfig, generate, guidance
 from cfld.tools.cli import UserError
-from cfld.training.initial import initial_model as build_to_train
+from cfld.training.initial import initial_model
 from cfld.training.options import TrainConfig
 from cfld.vae import VAE, VAEConfig
 
@@ -134,7 +134,7 @@ def test_what_two_rows_share_begins_with_the_same_weights(vae_alone: Path, in_tr
             torch.manual_seed(0)
             models[row] = build(config)
         elif row != "B2":  # which does not begin without CLIP
-            models[row], _ = build_to_train(TrainConfig(init=str(vae_alone)), config)
+            models[row], _ = initial_model(TrainConfig(init=str(vae_alone)), config)
     whole = models["whole"].state_dict()
     for row, model in models.items():
         state = model.state_dict()
@@ -414,8 +414,8 @@ def test_a_row_is_trained_stopped_resumed_loaded_and_sampled(
     changed = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
     assert changed <= trained(model).keys() and "null_prompt" in changed
     keypoints = torch.rand(1, 18, 2, generator=torch.Generator().manual_seed(0)) * 170
-    photo = Image.new("RGB", (176, 256), "red")
-    red, blue = (generate(model, vae, p, keypoints, SamplingConfig(2))[0] for p in (photo, Image.new("RGB", (176, 256), "blue")))
+    photos, config = (Image.new("RGB", (176, 256), colour) for colour in ("red", "blue")), SamplingConfig(steps=2)
+    red, blue = (generate(model, vae, photo, keypoints, config)[0] for photo in photos)
     assert red.size == (176, 256) and red.tobytes() != blue.tobytes()
 
 

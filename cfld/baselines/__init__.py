@@ -1,4 +1,4 @@
-"""Table 3's baselines by name, and config.json, which says of which model it is.
+"""Table 3's baselines by name, and config.json, which says which model it describes.
 
 A config.json holds a config's fields and, for a baseline, its name under the key "baseline". B4 is B3 with another
 unet_trainable (cross_qkv), so its name there is B3.
@@ -22,7 +22,7 @@ BASELINES: dict[str, tuple[type[CFLDConfig], type[CFLD]]] = {
     "B3": (B3Config, B3),
     "B5": (B5Config, B5),
 }
-# A config.json may also say by its fields prompt and biases of which model it is. It then holds CLIP's config, too.
+# A config.json may also say by fields prompt and biases which model it describes. It then holds CLIP's config, too.
 BY_FIELDS = {
     '["prd", true]': None,
     '["multi_scale", false]': "B1",
@@ -65,20 +65,20 @@ def to_dict(config: CFLDConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> CFLDConfig:
     """A config from to_dict's form; a field that is left out has SD 1.5's value. Raises ValueError that names the field
     for one that is unknown or of a wrong type, and for interfaces that do not fit."""
-    name = None
-    if isinstance(values, dict):
-        values = dict(values)
-        name = values.pop("baseline", None)
-        if "prompt" in values or "biases" in values:
-            found = [values.pop("prompt", "prd"), values.pop("biases", True)]
-            if json.dumps(found) not in BY_FIELDS:
-                raise ValueError(f"prompt and biases must be one of {', '.join(BY_FIELDS)}, found {json.dumps(found)}")
-            name = BY_FIELDS[json.dumps(found)]
-            if name != "B2":
-                values.pop("clip", None)
+    if not isinstance(values, dict):
+        raise ValueError(f"a config must be an object of fields, found {values!r}")
+    fields = dict(values)
+    name = fields.pop("baseline", None)
+    if "prompt" in fields or "biases" in fields:
+        found = json.dumps([fields.pop("prompt", "prd"), fields.pop("biases", True)])
+        if found not in BY_FIELDS:
+            raise ValueError(f"prompt and biases must be one of {', '.join(BY_FIELDS)}, found {found}")
+        name = BY_FIELDS[found]
+        if name != "B2":
+            fields.pop("clip", None)
     if name is not None and name not in tuple(BASELINES):
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, found {name!r}")
-    return parse(values, BASELINES[name][0] if name else CFLDConfig)
+    return parse(fields, BASELINES[name][0] if name else CFLDConfig)
 
 
 def read_config(path: str | Path) -> CFLDConfig:

@@ -4,6 +4,7 @@ Letters in shapes: B samples, n frames, h x w positions.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -61,11 +62,10 @@ def interpolated(first: Conditions, second: Conditions, weights: Tensor) -> Cond
 def in_poses(model: CFLD, source_images: Tensor, keypoints: np.ndarray, batch: int) -> Iterator[Conditions]:
     """One source (1, 3, 256, 256) in [-1, 1] in n poses (n, 18, 2): Conditions of up to batch samples at a time. The
     source is encoded once."""
-    source = model.condition(source_images, pose_tensor(model, keypoints[:1]))
+    source = model.encode_source(source_images)
     for first in range(0, len(keypoints), batch):
         poses = pose_tensor(model, keypoints[first : first + batch])
-        same = Conditions(source.prompt, None, source.query_biases).repeat(len(poses))
-        yield Conditions(same.prompt, model.pose_adapter(poses), same.query_biases)
+        yield replace(source.repeat(len(poses)), pose_features=model.pose_adapter(poses))
 
 
 def generate_frames(

@@ -63,9 +63,7 @@ def generate_missing(
 
 def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:
     """A model's images; the noise of pair i depends on the seed and on i alone."""
-    model, vae = load(folder, device, dtype)
-    for module in (model, vae):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, vae = load(folder, device, dtype, channels_last=True)
 
     def generate(indices: list[int], batch: Batch) -> Tensor:
         target_keypoints = batch.keypoints.chunk(2)[1]

@@ -8,8 +8,6 @@ The page is served to this machine only. docs/playground.md shows it.
 
 import sys
 
-import torch
-
 from cfld.folder import load
 from cfld.playground.server import PlaygroundServer
 from cfld.tools.cli import PRECISIONS, UserError, command, command_parser, pick_device
@@ -25,9 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.port and not 1024 <= options.port < 65536:
         raise UserError(f"--port must be 0 or within 1024 .. 65535, found {options.port}")
     device = pick_device(options.device)
-    model, vae = load(options.model, device, PRECISIONS["bf16" if device.type == "cuda" else "fp32"])
-    for module in (model, vae):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = PRECISIONS["bf16" if device.type == "cuda" else "fp32"]
+    model, vae = load(options.model, device, precision, channels_last=True)
     with PlaygroundServer(model, vae, options.port) as server:
         print(f"open http://{server.hosts[0]} in a browser; Ctrl-C ends the playground", flush=True)
         server.serve_forever()
