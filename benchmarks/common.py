@@ -10,6 +10,7 @@ import inspect
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,12 @@ def provenance(*made: Machine) -> str:
     made = made or (machine(),)
     where = each(*(str(m["gpu"] or f"{m['cores']} cores of {m['cpu']}") for m in made))
     torches, commits, dates = (each(*(str(m[key]) for m in made)) for key in ("torch", "commit", "date"))
-    return f"Measured on {where}, torch {torches}, commit {commits}, {dates}."
+    return f"{where}, torch {torches}, commit {commits}, {dates}."
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of a page, in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

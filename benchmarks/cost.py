@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, Official, add_command, benchmark_parser, docs_path, provenance, table
+from common import ROOT, Official, add_command, benchmark_parser, docs_path, paragraph, provenance, table
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -126,15 +126,19 @@ def full_size_page(rows: dict[str, tuple[float, float]], needs: dict[str, list[f
         [
             "# The full-size model on a small machine",
             "",
-            "Made by `python benchmarks/cost.py full-size`: random weights of the full size, each row a fresh process,",
-            "loading and saving included.",
+            paragraph(
+                "Made by `python benchmarks/cost.py full-size`. Random weights of the full size. Each row is a fresh "
+                "process; loading and saving are included."
+            ),
             "",
             provenance(),
             "",
             table(["command", "seconds", "peak GiB"], commands),
             "",
-            "Memory of a training step in GiB, from `cfld.train --dry-run`, in bf16 autocast with cached latents:",
-            "weights, gradients, Adam's moments and activations. On a GPU, CUDA's own memory comes on top.",
+            paragraph(
+                "Memory of a training step in GiB, from `cfld.train --dry-run`, in bf16 autocast with cached latents: "
+                "weights, gradients, Adam's moments and activations. On a GPU, CUDA's own memory comes on top."
+            ),
             "",
             table(["--activation-checkpointing", "1 pair", "2 pairs", "4 pairs"], steps),
             "",
@@ -327,11 +331,13 @@ def train_step_page(found: dict[str, list[dict[str, Any]]], host: dict[str, floa
     lines = [
         "# One training step at full size",
         "",
-        "Made by `python benchmarks/cost.py train-step`. One pair of 512x512 unless the row says more, bf16 autocast,",
-        f"the same random weights on both sides. The first {len(IN_TURNS)} rows took turns: medians of",
-        f"{len(seconds[OFFICIAL])} steps in {len(found[OFFICIAL])} fresh processes each; the others had one. The first",
-        "step of a process does not count. Memory is the peak of resident pages after it. All rows, those of two pairs",
-        "included, are compared with the official step of one pair.",
+        paragraph(
+            "Made by `python benchmarks/cost.py train-step`. One pair (two samples) of 512x512, bf16 autocast; both "
+            f"sides have the same random weights. The first {len(IN_TURNS)} rows took turns: medians of "
+            f"{len(seconds[OFFICIAL])} steps in {len(found[OFFICIAL])} fresh processes each; the other rows had one. "
+            "The first step of a process does not count. Memory is the peak of resident pages after it. All rows are "
+            "compared with the official step of one pair, also those of two pairs."
+        ),
         "",
         provenance(),
         "",

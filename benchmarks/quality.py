@@ -26,6 +26,7 @@ from common import (
     docs_path,
     earlier_results,
     machine,
+    paragraph,
     provenance,
     results_path,
     save_picture,
@@ -363,23 +364,23 @@ def section(name: str, numbers: Numbers) -> str:
 
 def measures_page(found: Numbers) -> str:
     """All measures in Markdown."""
-    weights = found["asked"]["model.safetensors"][:12]
-    head = (
-        "# Measures of a TINY\n\n"
-        "Made by `python benchmarks/quality.py measure`, whose `--help` explains each section: "
-        f"model.safetensors with SHA-256 {weights}..., {found['asked']['pairs']} pairs, DDPM with "
-        f"{found['asked']['steps']} steps, {found['asked']['precision']}.\n\n"
-        f"{provenance(*found['made'].values())}\n\n"
-        "- error: mean absolute difference in [0, 1] on the true person; / copy: divided by that of a copied source\n"
-        "- IoU: of the person found in the result with the true mask; both found: with the person found in the truth\n"
-        "- skin .. shoes: error of a part's mean colour\n"
-        "- mean colours: the true outline, filled with the source's mean colours\n"
-        "- nearest, most correlated: share of tops whose pattern is nearest to the true one among 20 cloths, by "
-        "distance and by correlation\n"
-        "- PSNR and SSIM are of the whole square; SSIM has Gaussian windows and a range of 1 (docs/evaluation.md calls "
-        "it SSIM std)"
+    asked = found["asked"]
+    head = paragraph(
+        f"Made by `python benchmarks/quality.py measure` (its `--help` explains the sections) from {asked['pairs']} "
+        f"pairs, DDPM with {asked['steps']} steps, {asked['precision']}. model.safetensors has the SHA-256 "
+        f"{asked['model.safetensors'][:12]}..."
     )
-    return "\n\n".join([head, *(section(x, found["measures"][x]) for x in MEASURES if x in found["measures"])]) + "\n"
+    legend = paragraph(
+        "error: mean absolute difference in [0, 1] on the true person. / copy: relative to copying the source. IoU: "
+        "overlap of the person found in the output with the true mask; both found: with the person found in the ground "
+        "truth. skin to shoes: error of the mean colour of a part. mean colours: the true outline filled with the "
+        "source's mean colours. nearest, most correlated: share of tops whose pattern is closest to the true one among "
+        "20 cloths, by distance and by correlation. PSNR and SSIM are of the whole square; SSIM has Gaussian windows "
+        "and a range of 1, and is called SSIM std in [evaluation.md](evaluation.md)."
+    )
+    sections = [section(name, found["measures"][name]) for name in MEASURES if name in found["measures"]]
+    made = provenance(*found["made"].values())
+    return "\n\n".join(["# Measures of a TINY", head, made, legend, *sections]) + "\n"
 
 
 GUIDANCE_STEPS = (5, 10, 20, 50)
@@ -494,15 +495,15 @@ def faster_page(found: Numbers) -> str:
         for name, how in FASTER.items()
     ]
     fast = next(name for name, how in FASTER.items() if how == FAST)
-    return (
-        "# Fewer steps\n\n"
-        f"Made by `python benchmarks/quality.py faster` on {found['asked']['pairs']} pairs, with a TINY whose\n"
-        f"model.safetensors has SHA-256 {found['asked']['model.safetensors'][:12]}... Work saved: samples that the\n"
-        "official loop's UNet computes (50 steps of three), over those of a setting.\n"
-        "[tiny_measures.md](tiny_measures.md) explains the other columns.\n\n"
-        f"{provenance(found['made'])}\n\n{table(['', 'work saved, times', *FASTER_NUMBERS], rows)}\n\n"
-        f"`--fast` is {fast}.\n"
+    asked = found["asked"]
+    head = paragraph(
+        f"Made by `python benchmarks/quality.py faster` from {asked['pairs']} pairs, with a TINY whose "
+        f"model.safetensors has the SHA-256 {asked['model.safetensors'][:12]}... Work saved: the samples that the UNet "
+        "computes in the official loop, 50 steps of three, divided by those of the setting. "
+        f"[tiny_measures.md](tiny_measures.md) explains the other columns. `--fast` is {fast}."
     )
+    numbers = table(["", "work saved, times", *FASTER_NUMBERS], rows)
+    return f"# Fewer steps\n\n{head}\n\n{provenance(found['made'])}\n\n{numbers}\n"
 
 
 @command

@@ -33,6 +33,7 @@ from common import (
     docs_path,
     earlier_results,
     machine,
+    paragraph,
     provenance,
     results_path,
     save_picture,
@@ -470,15 +471,14 @@ def summary_table(found: Numbers) -> str:
 def ablations_page(found: Numbers) -> str:
     """docs/ablations_small.md."""
     asked = found["asked"]
-    return (
-        "# Table 3 in small: the numbers\n\n"
-        "Made by `python benchmarks/recipes.py ablations`. [ablations.md](ablations.md) explains the rows. Rows\n"
-        f"with _frozen are around a frozen UNet. {asked['steps']} training steps each; {asked['pairs']} pairs of\n"
-        f"unseen people, {asked['sample steps']} DDPM steps; mean ± standard deviation over seeds. Garment colours:\n"
-        "error of the mean colours of tops, jackets and bottoms.\n\n"
-        f"{provenance(*(run['made'] for run in found['runs'].values()))}\n\n"
-        f"{summary_table(found)}\n"
+    head = paragraph(
+        "Made by `python benchmarks/recipes.py ablations`. [ablations.md](ablations.md) explains the rows; rows with "
+        f"_frozen are around a frozen UNet. {asked['steps']} training steps each; {asked['pairs']} pairs of people "
+        f"that none was trained on, {asked['sample steps']} DDPM steps; mean ± standard deviation over seeds. Garment "
+        "colours: error of the mean colours of tops, jackets and bottoms."
     )
+    made = provenance(*(run["made"] for run in found["runs"].values()))
+    return f"# Table 3 in small: the numbers\n\n{head}\n\n{made}\n\n{summary_table(found)}\n"
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from common import (
     docs_path,
     earlier_results,
     machine,
+    paragraph,
     provenance,
     results_path,
     save_picture,
@@ -181,8 +182,8 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
         "HGA (H_A)": lambda: model.hga(features),
         "pose adapter": lambda: model.pose_adapter(poses),
         "VAE, encoder": lambda: vae.encode(photos),
-        "UNet, one sample": lambda: model(*one),
-        "UNet, two samples": lambda: model(*two),
+        "UNet, one branch": lambda: model(*one),
+        "UNet, two branches": lambda: model(*two),
         "VAE, decoder": lambda: vae.decode(one[0]),
     }
     times = in_turns(sides, rounds)
@@ -369,31 +370,37 @@ def speed_page(size: str, found: dict[str, Any]) -> str:
     lines = [
         f"# Speed: {size}, {config.image_size}x{config.image_size}, {precision}",
         "",
-        f"Made by `python benchmarks/speed.py sample --size {size}`. Both sides have the same random weights and the",
-        "channels_last memory format, and take turns. Medians (minimum .. maximum).",
+        paragraph(
+            f"Made by `python benchmarks/speed.py sample --size {size}`. Both sides have the same random weights and "
+            "the channels_last memory format, and take turns. Medians (minimum .. maximum). Share of the peaks: the "
+            "time that products and convolutions alone would take at the peaks, divided by the measured time."
+        ),
         "",
         found["where"],
         "",
-        table(["peak", "TFLOP/s"], [[name, f"{value / 1e12:.2f}"] for name, value in peak.items()]),
+        table(
+            ["peak", "TFLOP/s"],
+            [[name.replace("product", "matrix product"), f"{value / 1e12:.2f}"] for name, value in peak.items()],
+        ),
         "",
         table(["part, for one image", "seconds", "GFLOP", "TFLOP/s", "share of the peaks"], parts),
         "",
-        "Share of the peaks: the least time that its products and convolutions need at the peaks, over its time.",
-        "",
         table(["UNet, batch", "", "seconds", "share of diffusers' time", "share of the peaks"], unets),
         "",
-        f"compiled: with --compile. Our outputs differ from diffusers' by {difference:.1e} at most (relative L2).",
+        f"compiled: with `--compile`. Our outputs and diffusers' differ by {difference:.1e} at most (relative L2).",
         "",
-        "Where the time of the UNet goes with two samples, not compiled, each operation timed alone:",
+        "Where the time of two branches goes, not compiled, each operation timed separately:",
         "",
         table(["operations", "seconds", "share", "TFLOP/s"], kinds),
         "",
         table(["one image, decoding included", "seconds", "speed-up"], images),
         "",
-        f"After three steps in fp32 from the same noise, the image differs from the official loop's by "
-        f"{found['equal']['distance']:.1e} (relative L2).",
+        paragraph(
+            "After three steps in fp32 from the same noise, the image differs from the official loop's by "
+            f"{found['equal']['distance']:.1e} (relative L2)."
+        ),
         "",
-        f"![Seconds of two steps, by batch and by image size](speed_{size}.webp)",
+        f"![Left: seconds per image by batch size. Right: seconds by image size](speed_{size}.webp)",
         "",
     ]
     return "\n".join(lines)

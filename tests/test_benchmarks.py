@@ -74,5 +74,5 @@ def test_results_of_other_settings_are_not_continued(tmp_path: Path) -> None:
 def test_provenance_is_one_line() -> None:
     common = importlib.import_module("common")
     made = {"gpu": None, "cores": 2, "cpu": "X", "torch": "2", "commit": "a", "date": "2026-01-01"}
-    assert common.provenance(made) == "Measured on 2 cores of X, torch 2, commit a, 2026-01-01."
+    assert common.provenance(made) == "2 cores of X, torch 2, commit a, 2026-01-01."
     assert "commit a and b" in common.provenance(made, {**made, "commit": "b"})
