@@ -64,7 +64,7 @@ def test_a_run_folder_holds_its_options_log_checkpoints_and_model(whole: Path, m
     assert json.loads((whole / "config.json").read_text())["options"]["steps"] == 6
     log = logged(whole)
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
-    assert log[0].keys() == {"step", "loss", "lr", "rows/s"}
+    assert log[0].keys() == {"step", "loss", "lr", "samples/s"}
     assert all(math.isfinite(line["loss"]) for line in log)
     model, _ = load(whole / "model")
     before = load(micro_folder)[0].state_dict()

@@ -27,7 +27,7 @@ from cfld.convert.load import load_clip, load_official, load_swin, load_unet, lo
 from cfld.folder import load, save
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
 from cfld.tools.files import atomic
-from cfld.training.initial import checkpoint_model
+from cfld.training.stages import checkpoint_model
 
 
 def init(options: argparse.Namespace) -> None:

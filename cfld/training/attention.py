@@ -1,7 +1,7 @@
 """Attention written out, for training on a CPU in half precision.
 
-There F.scaled_dot_product_attention takes two to four times as long, forward and backward, where keys are few: a sixth
-of TINY's step. In float32, and where keys are many, it is as fast or faster.
+There F.scaled_dot_product_attention takes longer, forward and backward, where keys are few. In float32, and where keys
+are many, it is as fast or faster.
 """
 
 import torch
@@ -14,8 +14,8 @@ FEW_KEYS = 256
 
 
 def write_out_attention(module: nn.Module) -> None:
-    """Let the attention of this module be written out where that is faster. Call it for a model that trains on a CPU in
-    half precision; other models are not touched."""
+    """Use explicit matrix products in this module's Attention where they are faster: on a CPU, in half precision, with
+    few keys. Other modules are not touched."""
     for part in module.modules():
         if isinstance(part, Attention):
             part.attend = attend  # type: ignore[assignment]

@@ -23,8 +23,7 @@ from cfld.vae import SpatialAttention
 
 def keep_freed_memory() -> None:
     """Let glibc keep for the next step what a step has freed. Otherwise it returns large blocks to the kernel, which
-    clears every page that it hands out again: a tenth of a full-size step on two cores (docs/train_step.md). Does
-    nothing on other systems."""
+    clears every page that it hands out again (docs/train_step.md has the cost). Does nothing on other systems."""
     trim_threshold, mmap_max, never, none = -1, -4, -1, 0  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
