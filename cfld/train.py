@@ -14,8 +14,8 @@ TINY has no public weights to start from, so two stages come before it:
 
 A run folder holds config.json, log.jsonl, samples/, checkpoints/ and at the end model/, a model folder.
 Everything random in a step is a function of (seed, step, place of the pair in the global batch). A run that is stopped
-and resumed therefore ends with the same weights, bit for bit on a CPU. One with other micro-batches or another number of
-processes ends with the same weights up to rounding.
+and resumed therefore ends with the same weights, bit for bit on a CPU. Other micro-batches, or another number of
+processes, change only rounding.
 
 Letters in shapes: B pairs, which make 2B samples: every source from itself, then every target from its source.
 """
@@ -326,7 +326,7 @@ def dry_run(stage: Stage, state: State, data: Data, run: RunFolder, processes: P
     lines = estimate(stage, state, before, processes.device) | {
         "steps per epoch": f"{data.steps_per_epoch:,}",
         "a step": f"{seconds:,.3g} s",
-        f"{options.steps or 0:,} steps": f"{(options.steps or 0) * seconds / 3600:,.3g} h, without checkpoints and samples",
+        f"{options.steps:,} steps": f"{(options.steps or 0) * seconds / 3600:,.3g} h, without checkpoints and samples",
     }
     width = max(len(name) for name in lines)
     processes.print("\n".join(f"{name:{width}}  {value}" for name, value in lines.items()))
