@@ -1,6 +1,6 @@
 PY = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow overfit tiny gallery clean
+.PHONY: help demo test lint test-slow overfit tiny gallery counts clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ tiny: .venv/ready  ## train the bundled model from scratch, in about eight hours
 
 gallery: .venv/ready  ## the images of docs/gallery (docs/editing.md)
 	$(PY) benchmarks/figures.py gallery
+
+counts:  ## renew the line counts in README.md
+	perl -pi -e 'if (/ (\d+|\@LINES\@) \|$$/) { $$n = 0; $$n += () = `cat $$_` for /\((cfld\/\w+\.py)\)/g; s/\S+ \|$$/$$n |/ if $$n }' README.md
 
 clean:  ## remove the environment, caches and the demo
 	rm -rf .venv runs/demo .pytest_cache .mypy_cache .ruff_cache
