@@ -44,14 +44,14 @@ SMALL = dataclasses.replace(
     adapter=dataclasses.replace(MICRO.adapter, pose_size=64),
 )
 SMALL_CLIP = CLIPConfig(image_size=28, patch_size=14, width=16, depth=2, num_heads=2)
-ROWS = ("whole", *ABLATIONS)
+ROWS = ("full", *ABLATIONS)
 POSES, LATENTS, TIMESTEPS = noise(4, 21, 64, 64, seed=1), noise(4, 4, 16, 16, seed=2), torch.tensor([3, 500, 700, 981])
 
 
 def row_of(config: CFLDConfig, row: str) -> CFLDConfig:
     if row == "B2" and config is SMALL:
         return dataclasses.replace(ablation(config, row), clip=SMALL_CLIP)
-    return config if row == "whole" else ablation(config, row)
+    return config if row == "full" else ablation(config, row)
 
 
 def small(row: str) -> CFLD:
@@ -72,7 +72,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize(
     ("row", "millions"),
-    [("whole", 248_224_312), ("B1", 154_493_688 - 27_308_096), ("B2", 77_186_496), ("B3", 225_674_680),
+    [("full", 248_224_312), ("B1", 154_493_688 - 27_308_096), ("B2", 77_186_496), ("B3", 225_674_680),
      ("B4", 232_125_880), ("B5", 151_335_480)],
 )  # fmt: skip
 def test_at_full_size_so_many_parameters_train_without_those_of_b1s_f4(row: str, millions: int) -> None:
@@ -83,7 +83,7 @@ def test_at_full_size_so_many_parameters_train_without_those_of_b1s_f4(row: str,
 
 
 TRAINED_PARTS = {
-    "whole": {"source_encoder", "prd", "hga", "pose_adapter", "unet", "null_prompt"},
+    "full": {"source_encoder", "prd", "hga", "pose_adapter", "unet", "null_prompt"},
     "B1": {"source_encoder", "hga", "pose_adapter", "unet", "null_prompt"},
     "B2": {"prd", "pose_adapter", "unet", "null_prompt"},
     "B3": {"source_encoder", "prd", "pose_adapter", "unet", "null_prompt"},
@@ -105,7 +105,7 @@ def test_each_row_trains_its_parts_and_of_the_unet_the_columns_of_table_3(row: s
     f_4 = [name for name, _ in model.named_parameters() if ".stages.3." in name or ".merges.2." in name]
     if row == "B1":
         assert {name for name in frozen if name.startswith("source_encoder")} == set(f_4)
-    whole = small("whole").unet.state_dict()
+    whole = small("full").unet.state_dict()
     assert model.unet.state_dict().keys() == whole.keys()
 
 
@@ -135,7 +135,7 @@ def test_what_two_rows_share_begins_with_the_same_weights(vae_alone: Path, in_tr
             models[row] = build(config)
         elif row != "B2":  # which does not begin without CLIP
             models[row], _ = initial_model(TrainConfig(init=str(vae_alone)), config)
-    whole = models["whole"].state_dict()
+    whole = models["full"].state_dict()
     for row, model in models.items():
         state = model.state_dict()
         for part in ("unet.", "pose_adapter.", *(["source_encoder."] if row != "B2" else [])):
@@ -163,7 +163,7 @@ def test_a_row_is_a_config_that_survives_json_and_is_made_of_the_full_model(conf
 
 @pytest.mark.parametrize(
     ("row", "prompt", "biases"),
-    [("whole", "prd", True), ("B1", "multi_scale", False), ("B2", "clip", False), ("B3", "prd", False),
+    [("full", "prd", True), ("B1", "multi_scale", False), ("B2", "clip", False), ("B3", "prd", False),
      ("B4", "prd", False), ("B5", "swin", True)],
 )  # fmt: skip
 def test_a_config_that_names_its_prompt_and_biases_is_read(row: str, prompt: str, biases: bool) -> None:
@@ -185,7 +185,7 @@ def test_the_prompt_has_its_tokens_and_follows_the_source(row: str) -> None:
     model = small(row)
     images = sources(model)
     conditions = model.condition(images, POSES)
-    tokens = {"whole": 3, "B1": 4, "B2": 1, "B3": 3, "B4": 3, "B5": 4}[row]
+    tokens = {"full": 3, "B1": 4, "B2": 1, "B3": 3, "B4": 3, "B5": 4}[row]
     assert conditions.prompt.shape == (4, *model.null_prompt.shape[1:]) == (4, tokens, 16)
     assert (conditions.query_biases is None) == (row in ("B2", "B3", "B4"))
     other = model.condition(images.flip(0), POSES)
@@ -198,13 +198,13 @@ def test_the_prompt_has_its_tokens_and_follows_the_source(row: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 @pytest.mark.parametrize("row", ROWS)
-def test_a_dropped_row_has_the_unconditional_prompt_and_the_others_stay(row: str, recipe: str) -> None:
+def test_a_dropped_sample_has_the_unconditional_prompt_and_the_others_stay(row: str, recipe: str) -> None:
     model = small(row)
     conditions = model.condition(sources(model), POSES)
     dropped = torch.tensor([True, False, False, True])
     found = model(LATENTS, TIMESTEPS, model.drop(conditions, dropped, recipe))
     null = model.null_prompt.expand(4, -1, -1)
-    biases = conditions.query_biases if row in ("whole", "B5") else None  # nothing attends to B1's dropped features
+    biases = conditions.query_biases if row in ("full", "B5") else None  # nothing attends to B1's dropped features
     without = Conditions(null, None, None) if recipe == "paper" else Conditions(null, conditions.pose_features, biases)
     absent, full = model(LATENTS, TIMESTEPS, without), model(LATENTS, TIMESTEPS, conditions)
     assert torch.allclose(found, torch.where(dropped[:, None, None, None], absent, full), atol=1e-5)
@@ -228,7 +228,7 @@ def test_b1_keeps_its_features_under_the_released_recipe_and_attends_to_them_whe
 
 @torch.no_grad()
 @pytest.mark.parametrize("row", ROWS)
-def test_the_rows_of_equation_7_are_nothing_pose_and_pose_with_source(row: str) -> None:
+def test_the_branches_of_equation_7_are_nothing_pose_and_pose_with_source(row: str) -> None:
     model = small(row)
     conditions = model.condition(sources(model), POSES)
     weights, stacked = guidance(conditions, model.null_prompt, 1.5, 2.5)
@@ -366,7 +366,7 @@ def vae_alone(small_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """What --stage vae leaves."""
     folder = tmp_path_factory.mktemp("vae")
     for name in ("config.json", "vae.safetensors"):
-        shutil.copy(small_folders / "whole" / name, folder)
+        shutil.copy(small_folders / "full" / name, folder)
     return folder
 
 
@@ -459,7 +459,7 @@ def test_a_base_takes_the_tokens_of_its_rows_prompt(train, vae_alone: Path, tmp_
 
 def test_mistakes_are_one_line(train, small_folders: Path, vae_alone: Path, tmp_path: Path, fails) -> None:
     b3 = ["--ablation", "B3"]
-    fails(cfld.train.main, *train(*b3, "--init", small_folders / "whole"),
+    fails(cfld.train.main, *train(*b3, "--init", small_folders / "full"),
           words=["another architecture", "--ablation B3", "cfld.convert init", "baseline is None there"])  # fmt: skip
     fails(cfld.train.main, *train(*b3, "--init", small_folders / "B3", "--config", small_folders / "B3/config.json"),
           words=["made of the full model's config", "leave --ablation out"])  # fmt: skip
@@ -477,7 +477,7 @@ def test_mistakes_are_one_line(train, small_folders: Path, vae_alone: Path, tmp_
 def test_folders_and_runs_of_the_full_model_whose_config_names_prompt_and_biases_load_and_resume(
     train, small_folders: Path, tmp_path: Path, fails
 ) -> None:
-    assert cfld.train.main(train("--init", small_folders / "whole")) == 0
+    assert cfld.train.main(train("--init", small_folders / "full")) == 0
     run = tmp_path / "run"
     after = weights(run)
 
@@ -512,7 +512,7 @@ def public(small_folders: Path, tmp_path: Path) -> dict[str, Path]:
     """Public files of SMALL's UNet, VAE, Swin and CLIP."""
     files = {name: tmp_path / "public" / f"{name}.safetensors" for name in ("unet", "vae", "swin")}
     (tmp_path / "public").mkdir()
-    model, vae = load(small_folders / "whole")
+    model, vae = load(small_folders / "full")
     for name, module, component, layout in (
         ("unet", model.unet, "UNet", "diffusers"),
         ("vae", vae, "VAE", "diffusers"),
@@ -555,9 +555,9 @@ def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
     row: str, public, small_json: Path, tmp_path: Path, fails
 ) -> None:
     rest = ["--unet", public["unet"], "--vae", public["vae"], "--swin", public["swin"], "--config", small_json]
-    for argv in (["--out", tmp_path / "whole"], ["--ablation", row, "--out", tmp_path / row]):
+    for argv in (["--out", tmp_path / "full"], ["--ablation", row, "--out", tmp_path / row]):
         assert cfld.convert.__main__.main([str(a) for a in ["init", *rest, *argv]]) == 0
-    whole, ours = (load(tmp_path / name)[0] for name in ("whole", row))
+    whole, ours = (load(tmp_path / name)[0] for name in ("full", row))
     assert ours.config == ablation(SMALL, row)
     ours_state = ours.state_dict()
     shared = {n: x for n, x in whole.state_dict().items() if n in ours_state and ours_state[n].shape == x.shape}
