@@ -120,10 +120,13 @@ def test_a_training_hands_on_the_licence_of_what_it_began_with(tmp_path: Path) -
     command = (
         "python -m cfld.train --preset tiny --data people:9x2 --out runs/x --stage vae --steps 3 --lr 0.0008 --compile"
     )
+    (tmp_path / "README.md").write_text(text)
+    assert hub_data(training_card(TrainConfig(init=str(tmp_path), data="people:9x2"), 128)).license == "mit"
     assert command in text and "synthetic people (people:9x2)" in text and "128x128" in text
+    (tmp_path / "README.md").unlink()
     for card, licence, base in (
         (None, UNKNOWN, []),
-        (model_card("mit", [], {}, []), "mit", []),
+        (model_card("mit", [], {}, []), UNKNOWN, []),
         (model_card(RAIL, [SD15_NAME], {}, []), RAIL, [SD15_NAME]),
     ):
         if card:

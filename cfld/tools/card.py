@@ -49,21 +49,27 @@ The two files are those of the [authors' code](https://github.com/YanzuoLu/CFLD)
 """
 
 
+def front_matter(licence: str, base_models: Sequence[str] = ()) -> str:
+    """The YAML that a hub reads. licence, base_models: as the hub spells them."""
+    bases = ["base_model:", *(f"- {name}" for name in base_models)] if base_models else []
+    tags = ["tags:", "- cfld", "- pose-guided-person-image-synthesis", "- arxiv:2402.18078"]
+    lines = [f"license: {licence}", "library_name: cfld", "pipeline_tag: image-to-image", *bases, *tags]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
 def model_card(
     licence: str, base_models: Sequence[str], facts: Mapping[str, str], command: Sequence[str], load: str = LOAD
 ) -> str:
     """The text of a card.
 
-    licence: as the hub spells it
-    base_models: on the hub, of which it was made
+    licence, base_models: as the hub spells them
     facts: what else there is to say, by what it is about
     command: the words of the command that made it
+    load: how to load it
     """
-    lines = ["---", f"license: {licence}", "library_name: cfld", "pipeline_tag: image-to-image"]
-    if base_models:
-        lines += ["base_model:", *(f"- {name}" for name in base_models)]
-    lines += ["tags:", "- cfld", "- pose-guided-person-image-synthesis", "- arxiv:2402.18078", "---", "", "# CFLD", ""]
-    lines += [
+    lines = [
+        "# CFLD",
+        "",
         "It generates the person of a photo in another pose: "
         "[Coarse-to-Fine Latent Diffusion](https://arxiv.org/abs/2402.18078) (CVPR 2024), in plain PyTorch.",
         "",
@@ -77,7 +83,7 @@ def model_card(
         "## How to load it",
         "",
     ]
-    return "\n".join(lines) + f"\n{load}"
+    return front_matter(licence, base_models) + "\n".join(lines) + f"\n{load}"
 
 
 def read_card(folder: str | Path) -> tuple[str, list[str]]:
@@ -108,10 +114,9 @@ def training_card(options: Any, image_size: int, load: str = LOAD) -> str:
     image_size: of the model
     """
     synthetic = str(options.data).startswith("people:")
-    if options.init:
-        licence, base_models = read_card(options.init)
-    else:
-        licence, base_models = "mit" if synthetic else UNKNOWN, []
+    licence, base_models = read_card(options.init) if options.init else ("mit", [])
+    if licence == "mit" and not synthetic:
+        licence = UNKNOWN  # photos may be under other terms
     size = f"{image_size}x{image_size}"
     named = f"of {Path(options.config).name}" if options.config else f"preset {options.preset}"
     facts = {
