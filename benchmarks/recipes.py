@@ -70,6 +70,7 @@ from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import pose_maps
 from cfld.sampling import SamplingConfig, sample
 from cfld.scheduler import SchedulerConfig
+from cfld.tools.card import front_matter
 from cfld.tools.cli import UserError, command, pick_device
 from cfld.tools.files import read_json, sha256, write_json, write_lines, write_text
 from cfld.training.checkpoint import checkpoints, step_of
@@ -226,7 +227,7 @@ def pack(run: Path, out: Path, commit: str) -> None:
     write_text(out / "training.json", f"[\n{lines}\n]\n")
     write_text(
         out / "README.md",
-        "# The bundled model\n\n"
+        front_matter("mit") + "# The bundled model\n\n"
         "The preset TINY in fp16, trained on synthetic people (`python -m cfld.people`) by `make tiny`. MIT, like the\n"
         "project.\n\n"
         "`training.json` is a list of runs, in order. Each run has its `name`, its `options` and its `log`: a list of\n"

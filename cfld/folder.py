@@ -15,7 +15,7 @@ from cfld.baselines import build, read_config, to_dict
 from cfld.config import CFLDConfig
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
-from cfld.tools.files import atomic, write_json
+from cfld.tools.files import atomic, write_json, write_text
 from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
 
@@ -108,18 +108,22 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
     return vae
 
 
-def save_parts(folder: str | Path, config: CFLDConfig, *, replace: bool = False, **parts: nn.Module) -> None:
-    """Write config.json and NAME.safetensors of each part, such as vae and source_encoder: all files or none. Raises
-    UserError if the folder exists, unless replace."""
+def save_parts(
+    folder: str | Path, config: CFLDConfig, *, replace: bool = False, card: str = "", **parts: nn.Module
+) -> None:
+    """Write config.json, NAME.safetensors of each part, such as vae and source_encoder, and the card (cfld.tools.card)
+    if there is one: all files or none. Raises UserError if the folder exists, unless replace."""
     with atomic(folder, replace) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", to_dict(config))
+        if card:
+            write_text(temporary / "README.md", card)
         for name, part in parts.items():
             write_tensors(temporary / f"{name}.safetensors", part.state_dict())
 
 
-def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:
-    """Write a model folder that load() reads: all files or none. Raises UserError if it exists, unless replace."""
+def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False, card: str = "") -> None:
+    """Write a model folder that load() reads, as save_parts() does."""
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
-    save_parts(folder, model.config, replace=replace, model=model, vae=vae)
+    save_parts(folder, model.config, replace=replace, card=card, model=model, vae=vae)

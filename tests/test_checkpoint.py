@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import micro_model
+from run_folders import assert_same, logged, weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -16,7 +17,6 @@ import cfld.train as train_module
 from cfld import save
 from cfld.convert.__main__ import main as convert
 from cfld.train import main
-from runs import assert_same, logged, weights
 
 
 def test_a_checkpoint_holds_what_trains_and_the_hash_of_what_does_not(whole: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from references import relative_error
-
-from runs import ONE_THREAD, logged, weights
+from run_folders import ONE_THREAD, logged, weights
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import MICRO, micro_model
 from PIL import Image
+from run_folders import assert_same, logged, weights
 from safetensors import safe_open
 
 import cfld.train as train_module
@@ -30,7 +31,6 @@ from cfld.training.checkpoint import State
 from cfld.training.memory import checkpoint_activations
 from cfld.training.options import TrainConfig
 from cfld.training.stages import Stage
-from runs import assert_same, logged, weights
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(run, monkeypatch) -> None:

@@ -290,7 +290,10 @@ def baselines(cases: PairSet) -> dict[str, Method]:
 def missing_weights(folder: Path, metric: str) -> list[str]:
     """A line for each of a metric's public files that is not in the folder."""
     absent = [file for file in WEIGHTS[metric] if not (folder / file).is_file()]
-    return [f"{metric} is not measured: it needs {folder / file}, from {FOLDERS[file]}/{file}" for file in absent]
+    needs = f"{metric} is not measured: it needs"
+    return [
+        f"{needs} {folder / file}: python -m cfld.convert fetch metrics, or {FOLDERS[file]}/{file}" for file in absent
+    ]
 
 
 def load_network(folder: Path, metric: str) -> nn.Module:
