@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -414,6 +415,13 @@ def test_a_run_that_was_begun_with_former_names_of_options_goes_on(whole: Path, 
     values["options"]["noise_offset"] = 0.1
     path.write_text(json.dumps(values))
     fails(main, "--out", tmp_path / "run", "--resume", words=["--noise-offset 0.1", "does not have"])
+
+
+def test_former_spellings_say_the_present_ones(fails) -> None:
+    fails(main, "--plot", "runs/x", words=["--plot is now", "python -m cfld.tools.plot RUN"])
+    fails(main, "--checkpointing=all", words=["--activation-checkpointing"])
+    done = subprocess.run([sys.executable, "-m", "cfld.preview", "photo.jpg"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: python -m cfld.preview is now python -m cfld.photos\n"
 
 
 def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder: Path, tmp_path: Path, fails) -> None:
