@@ -105,11 +105,10 @@ def overfit(options: argparse.Namespace) -> None:
     model, vae = load(run / "cfld" / "model")
     pairs = FashionPairs(data, "train", model.config.image_size, model.config.source_size)
     batch = collate([pairs[i] for i in range(len(pairs))])
+    assert batch.images is not None  # not from a cache
     sources, targets = (to_range(x) for x in batch.images.chunk(2))
-    people, poses = (
-        to_range(batch.source_images),
-        pose_maps(batch.keypoints.chunk(2)[1], model.config.adapter.pose_size),
-    )
+    people = to_range(batch.source_images)
+    poses = pose_maps(batch.keypoints.chunk(2)[1], model.config.adapter.pose_size)
 
     def generate(people: torch.Tensor) -> torch.Tensor:
         seeds = [torch.Generator().manual_seed(i) for i in range(len(people))]
