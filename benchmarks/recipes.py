@@ -293,7 +293,7 @@ def ablations(options: argparse.Namespace) -> None:
     }
     found = earlier_results(path, asked, bounds={}, runs={})
 
-    folder = options.runs.resolve() / f"{options.steps}_steps"
+    folder = (options.runs or ROOT / "runs" / "ablations").resolve() / f"{options.steps}_steps"
     runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in queue(options)}
     trainings = {run: arguments(options, row, seed, run) for run, (row, seed) in runs.items()}
     done = [run for run in runs if (run / "model").is_dir()]
@@ -515,8 +515,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     options.add_argument("--pairs", type=int, default=PAIRS, help=f"how many of the {PAIRS} pairs, from the first")
     options.add_argument("--sample-steps", type=int, default=50, help="of DDPM")
-    runs = ROOT / "runs" / "ablations"
-    options.add_argument("--runs", type=Path, default=runs, metavar="DIR", help="folder of the trainings")
+    options.add_argument("--runs", type=Path, metavar="DIR", help="folder of the trainings (default: runs/ablations)")
     options.add_argument("--train", default="", metavar="'OPTIONS'", help="more options of cfld.train, with values")
     options.add_argument("--device", help="to measure on (default: the best there is)")
 
