@@ -25,8 +25,8 @@ RECIPES = ("paper", "released")
 
 @dataclass(frozen=True)
 class Conditions:
-    """The UNet's inputs besides z_t and t, of B samples. They do not depend on t: computed once per image, used at every
-    sampling step. None stands for zeros: no pose, no biases."""
+    """The UNet's inputs besides z_t and t, of B samples. They do not depend on t: computed once per image, used at
+    every sampling step. None stands for zeros: no pose, no biases."""
 
     prompt: Tensor  # (B, L, P): F_d^out, or the unconditional prompt
     pose_features: list[Tensor] | None  # three maps (B, C, H, W), finest first
