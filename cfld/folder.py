@@ -1,7 +1,7 @@
 """Model folders, which all commands share: config.json, model.safetensors and vae.safetensors.
 
-A folder of parts, as --stage vae and --stage source write it, has vae.safetensors, perhaps source_encoder.safetensors,
-and no model.safetensors.
+A partial model folder, as --stage vae and --stage source write it, has vae.safetensors, perhaps
+source_encoder.safetensors, and no model.safetensors.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ from cfld.vae import VAE
 def assign(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> None:
-    """Let a module, such as one on the meta device, hold these tensors, without a copy; floating-point ones in the
-    dtype, if one is given. Raises UserError, which names the source and counts what is wrong, unless the names are
-    exactly the module's and each shape is right."""
+    """Load these tensors into a module without copying (also from the meta device); dtype: of floating-point tensors.
+    Raises UserError, which names the source and counts what is wrong, unless the names are exactly the module's and
+    each shape is right."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -43,7 +43,7 @@ def assign(
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
-            f"check that it is the right file, and that the config (--config) has its widths"
+            f"check that it is the right file, and that config.json describes it"
         )
     if dtype is not None:
         tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
@@ -51,15 +51,15 @@ def assign(
 
 
 def bundled() -> Path:
-    """The folder of the bundled model: inside of the package (in a wheel) or beside it (in a source tree). Raises
+    """The folder of the bundled model: inside the package (in a wheel) or next to it (in a source tree). Raises
     UserError if this installation has none."""
     package = Path(str(resources.files("cfld")))
-    inside, beside = (folder / "weights" / "tiny" for folder in (package, package.parent))
-    for folder in (inside, beside):
+    inside, next_to = (folder / "weights" / "tiny" for folder in (package, package.parent))
+    for folder in (inside, next_to):
         if (folder / "config.json").is_file():
             return folder
     raise UserError(
-        f"the bundled model is not in this installation: neither {inside} nor {beside} holds a config.json; "
+        f"the bundled model is not in this installation: neither {inside} nor {next_to} holds a config.json; "
         f"run make tiny in the source tree (and build the wheel again), or name another model folder"
     )
 
@@ -85,7 +85,7 @@ def load(
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} is not a complete model folder: {name} is missing; make or copy the folder again "
-                f"(--stage vae and --stage source write folders of parts: train on from these with --init)"
+                f"(--stage vae and --stage source write partial model folders: train on from these with --init)"
             )
     with torch.device("meta"):
         model = build(read_config(folder / "config.json"))
@@ -100,7 +100,7 @@ def load(
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """The VAE of a model folder, or of a folder that holds nothing but a VAE and config.json."""
+    """The VAE of a model folder, or of a partial model folder."""
     folder = Path(folder)
     with torch.device("meta"):
         vae = VAE(read_config(folder / "config.json").vae)

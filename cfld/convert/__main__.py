@@ -1,12 +1,12 @@
 """Make model folders from public weights, and write them for other code.
 
-    python -m cfld.convert fetch sd15 swin                                download public files, which init then finds
-    python -m cfld.convert init --unet F --vae F --swin F --out DIR       a model folder to train from
-    python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin F --out DIR
-    python -m cfld.convert init --ablation B2 --unet F --vae F --clip F --out DIR     for a baseline of Table 3
-    python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae F --out DIR
-    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training in progress
-    python -m cfld.convert export --to official|diffusers DIR OUT         for other code
+    python -m cfld.convert fetch sd15 swin                                        download files, which init finds
+    python -m cfld.convert init --unet UNET --vae VAE --swin SWIN --out DIR       a model folder to train from
+    python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin SWIN --out DIR
+    python -m cfld.convert init --ablation B2 --unet UNET --vae VAE --clip CLIP --out DIR     a baseline of Table 3
+    python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae VAE --out DIR
+    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training run in progress
+    python -m cfld.convert export --to official|diffusers DIR OUT                     for other code
 
 Nothing is skipped silently: a tensor that is missing, unexpected or of another shape is an error, and what is dropped
 on purpose is logged with its reason. weights/README.md says where the files come from.
@@ -15,6 +15,7 @@ on purpose is logged with its reason. weights/README.md says where the files com
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def official(options: argparse.Namespace) -> None:
 
 
 def checkpoint(options: argparse.Namespace) -> None:
-    """What a training has learnt so far (its EMA weights, if it has any), with the frozen rest of --init."""
+    """What a training run has learnt so far (its EMA weights, if it has any), with the frozen rest of --init."""
     model, vae = checkpoint_model(options.checkpoint)
     run = Path(options.checkpoint).absolute().parent.parent
     card = training_card(checked_options(saved_options(run), run), model.config.image_size)
@@ -97,40 +98,37 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="fetch | init | official | checkpoint | export")
     config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
-    sub = commands.add_parser("init", help="a model folder to train from", formatter_class=HelpFormatter)
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made.set_defaults(run=run)
+        return made
+
+    sub = add("init", init, "Make a model folder to train from.")
     sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
     sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse")
-    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors instead of the two")
+    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
     sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
     sub.add_argument("--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors")
     sub.add_argument("--ablation", choices=ABLATIONS, help="a baseline of Table 3 instead of the full model")
-    sub.add_argument("--seed", type=parse_seed, default=0, help="of the weights that no file has")
-    sub.set_defaults(run=init)
+    sub.add_argument("--seed", type=parse_seed, default=0, help="of freshly initialised weights")
 
-    sub = commands.add_parser(
-        "official", help="a model folder from the authors' checkpoint", formatter_class=HelpFormatter
-    )
+    sub = add("official", official, "Make a model folder from the authors' checkpoint.")
     sub.add_argument("--model", metavar="FILE", help="pytorch_model.bin")
     sub.add_argument("--unet", metavar="FILE", help="pytorch_model_1.bin")
     sub.add_argument("--vae", metavar="FILE", help="SD 1.5's VAE")
-    sub.set_defaults(run=official)
     for sub in commands.choices.values():
         sub.add_argument("--weights", type=Path, default=FOLDER, metavar="DIR", help="where fetch has put files")
         sub.add_argument("--config", metavar="FILE", help=config_help)
         sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
 
-    sub = commands.add_parser(
-        "checkpoint", help="a model folder from a checkpoint of cfld.train", formatter_class=HelpFormatter
-    )
+    sub = add("checkpoint", checkpoint, "Make a model folder from a checkpoint of cfld.train.")
     sub.add_argument("checkpoint", metavar="FILE", help="in RUN/checkpoints")
     sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
-    sub.set_defaults(run=checkpoint)
 
-    sub = commands.add_parser("export", help="a model folder's weights for other code", formatter_class=HelpFormatter)
-    sub.add_argument("--to", choices=("official", "diffusers"), required=True)
+    sub = add("export", export, "Write a model folder's weights for other code.")
+    sub.add_argument("--to", choices=("official", "diffusers"), required=True, help="whose names to use")
     sub.add_argument("folder", metavar="DIR", help="a model folder")
     sub.add_argument("out", metavar="OUT", help="the folder to make")
-    sub.set_defaults(run=export)
 
     add_fetch(commands)
     options = parser.parse_args(argv)

@@ -18,7 +18,7 @@ Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str, int]:
-    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy beside it:
+    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to it:
     lists, all ordered pairs of each person's photos, annotations.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
@@ -108,11 +108,11 @@ def read_person(photos: list[Path], folder: Path, min_confidence: float, left_ou
 def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
     """Put a photo where training looks for it, upright and cropped as cfld.photos.crop.fit says.
 
-    Returns its keypoints (18, 2), from the .json or .npy file beside it. Raises UserError.
+    Returns its keypoints (18, 2), from the .json or .npy file next to it. Raises UserError.
     """
     file = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
     if file is None:
-        raise UserError(f"{path}: must have a file of joints beside it, {path.stem}.json or .npy")
+        raise UserError(f"{path}: must have a file of joints next to it, {path.stem}.json or .npy")
     photo = read_image(path, upright=True)
     joints, size = joints_on(photo, str(file), min_confidence=min_confidence), (photo.height, photo.width)
     crop = fit(size, joints)

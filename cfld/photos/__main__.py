@@ -4,14 +4,14 @@
     python -m cfld.photos photo.jpg --out preview.png photo.json      joints found by MediaPipe, and kept
 
 The preview is in the photo's own pixels, and padded where the window is larger than the photo. An --out that ends in
-.json gets the joints as OpenPose's JSON, which every --pose takes.
+.json gets the joints as OpenPose's JSON, which every --pose takes. docs/poses.md lists the files that --pose takes.
 """
 
 import sys
 from pathlib import Path
 
 from cfld.photos.crop import fit
-from cfld.photos.keypoints import POSE_HELP, add_pose_options, joints_on, pose_settings
+from cfld.photos.keypoints import add_pose_options, joints_on, pose_settings
 from cfld.photos.preview import openpose_json, preview
 from cfld.pose import JOINTS
 from cfld.tools.cli import command, command_parser
@@ -23,7 +23,7 @@ from cfld.tools.pictures import check_picture_name, read_image, save_image
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.photos", __doc__)
     parser.add_argument("photo", metavar="PHOTO", help="the photo")
-    parser.add_argument("--pose", metavar="FILE", help=f"its joints (default: MediaPipe's): {POSE_HELP}")
+    parser.add_argument("--pose", metavar="FILE", help="file of its joints, or a photo (default: found by MediaPipe)")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="an image, a .json file, or both")
     add_pose_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
