@@ -31,6 +31,7 @@ from cfld.train import NO_STEP, learning_rate, main
 from cfld.training.checkpoint import State
 from cfld.training.memory import checkpoint_activations
 from cfld.training.options import TrainConfig
+from cfld.training.run_folder import Meter
 from cfld.training.stages import Stage
 
 
@@ -450,3 +451,33 @@ def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
     loss = logged(folder)[0]["loss"]
     assert seen[0] == ("tensorboard", 1)
     assert any(name == "loss" and value == pytest.approx(loss, 1e-5) and step == 1 for name, value, step in seen[1:])
+
+
+def test_a_step_waits_for_the_device_once_however_many_micro_batches_it_has(run, monkeypatch) -> None:
+    waits: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+
+        def wait(tensor: torch.Tensor, name=name, real=getattr(torch.Tensor, name)):
+            if tensor.is_floating_point():
+                waits.append(name)
+            return real(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    counts = []
+    for steps, accumulate in ((1, 1), (3, 1), (3, 4)):
+        waits.clear()
+        run(f"waits {steps} {accumulate}", "--steps", steps, "--accumulate", accumulate, "--save-every", 0)
+        counts.append(len(waits))
+    one, three, accumulated = counts
+    assert three - one == 2 and accumulated == three
+
+
+def test_the_speed_counts_steps_and_nothing_between_them(monkeypatch) -> None:
+    times = iter([0.0, 2.0, 10.0, 13.0])  # begin, end of step 1, begin again after a validation, end of step 2
+    monkeypatch.setattr("cfld.training.run_folder.time.perf_counter", lambda: next(times))
+    meter = Meter(samples_per_step=10)
+    meter.add(0.5)
+    meter.restart()
+    meter.add(0.25)
+    assert meter.read() == {"loss": 0.375, "samples/s": 4.0}
+    assert meter.losses == [] and meter.seconds == 0
