@@ -27,7 +27,7 @@ def export_official(model: CFLD, folder: Path) -> None:
     """Write the two files of the official checkpoint, as safetensors. Raises UserError for a baseline of Table 3."""
     if type(model) is not CFLD:
         raise UserError(
-            f"the official layout is of the full model alone, found baseline {type(model).__name__}; "
+            f"the official layout has only the full model, found baseline {type(model).__name__}; "
             f"--to diffusers writes the UNet and the VAE of any model"
         )
     write_tensors(folder / "pytorch_model.safetensors", in_layout(model, layout_of("CFLD", "official CFLD")))
