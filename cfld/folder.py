@@ -43,7 +43,7 @@ def assign(
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
-            f"check that it is the right file, and that config.json describes it"
+            f"check that it is the right file, and that config.json, or --config, describes it"
         )
     if dtype is not None:
         tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
