@@ -401,7 +401,6 @@ def test_sequence_takes_a_folder_and_shares_its_noise(folder: Path, tmp_path: Pa
         np.save(tmp_path / "poses" / f"{i}.npy", rng.uniform(20, 170, (18, 2)))
     shutil.copy(tmp_path / "poses" / "0.npy", tmp_path / "poses" / "2.npy")
     argv = ["sequence", *common(folder), "--source", PHOTOS[0], "--pose", tmp_path / "poses", "--batch", 2, "--fps", 4]
-    argv += ["--layout", "openpose"]  # of joints at random, which are no body's
     assert main([str(a) for a in [*argv, "--out", tmp_path / "s.gif", tmp_path / "s.png", "--across", 2]]) == 0
     with Image.open(tmp_path / "s.gif") as animation, Image.open(tmp_path / "s.png") as sheet:
         assert animation.n_frames == 3 and animation.info["duration"] == 250
