@@ -18,8 +18,8 @@ Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str, int]:
-    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to it:
-    lists, all ordered pairs of each person's photos, annotations.
+    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to
+    it: lists, all ordered pairs of each person's photos, annotations.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
     min_confidence: joints of a lower score are missing

@@ -5,7 +5,8 @@
 
 The page holds its images and no name of a method; study.key.json, which volunteers do not get, says what they saw.
 Part 1 shows 30 real and 30 generated images and asks of each which it is. A volunteer sees the images of one method;
-all methods' are of the same pairs. Part 2 shows the ground truth and asks which method's image matches it best. In percent:
+all methods' are of the same pairs. Part 2 shows the ground truth and asks which method's image matches it
+best. In percent:
 
     R2G   real images in part 1 that were taken for generated, by the volunteers who saw this method's images
     G2R   images of the method in part 1 that were taken for real
