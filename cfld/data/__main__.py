@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--test-share", type=float, default=0.1, help="share of the people (the last) in the test split")
     sub.add_argument("--min-confidence", type=float, default=0.0, help="drop joints with a lower score")
     text = "Encode every training photo once; continues an interrupted run."
-    sub = add("cache", text, "folder that prepare or pairs made, or people:...")
+    sub = add("cache", text, "folder that prepare or pairs made")
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/cache)")
     sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of the VAE")
