@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 MAINS = {m.__name__: m.main for m in (
     sample, train, convert, data, edit, evaluate, figure, study, people, photos, playground, plot,
 )}  # fmt: skip
-# Of torchrun, Docker and benchmarks.
+# Of torchrun, Docker and benchmarks, and former names that cfld.train answers with the present ones.
 OTHERS = {
     "--help", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--shutdown-timeout", "--at-once",
-    "--base",
+    "--base", "--checkpointing", "--plot",
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def parsers(main: Callable) -> list[argparse.ArgumentParser]:
     return list(with_commands(caught.value.args[0]))
 
 
-@pytest.mark.parametrize("name", [name for name in MAINS if name != "cfld.train"])
+@pytest.mark.parametrize("name", MAINS)
 def test_every_argument_has_a_help_text_of_one_line(name: str) -> None:
     for parser in parsers(MAINS[name]):
         assert parser.description, parser.prog
