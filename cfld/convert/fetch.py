@@ -199,7 +199,7 @@ def add_fetch(commands: Any) -> None:
     """Add the sub-command."""
     sub = commands.add_parser("fetch", help="download public files", description=__doc__, formatter_class=HelpFormatter)
     names = (*FILES, "cfld")
-    sub.add_argument("names", nargs="+", choices=names, metavar="NAME", help="what to fetch; --dry-run shows what each name holds")
+    sub.add_argument("names", nargs="+", choices=names, metavar="NAME", help="what to fetch (see --dry-run)")
     sub.add_argument("--to", type=Path, default=FOLDER, metavar="DIR", help="where files go")
     sub.add_argument("--endpoint", metavar="URL", help=f"a mirror of {HUB} (default: HF_ENDPOINT)")
     sub.add_argument("--dry-run", action="store_true", help="list files, sizes, licences, addresses; fetch nothing")
