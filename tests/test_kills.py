@@ -74,7 +74,8 @@ def test_a_training_that_is_killed_ends_bit_for_bit_as_one_that_was_not(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # so that the server can import this file
-    SERVER.set_forkserver_preload(["cfld.train", "test_kills"])
+    lazy = ["torch._dynamo", "torch._refs"]  # which torch imports at the first use of the meta device
+    SERVER.set_forkserver_preload(["cfld.train", "test_kills", *lazy])
     config = dataclasses.replace(MICRO, unet_trainable="all")
     torch.manual_seed(0)
     model, log, out, whole = (tmp_path / name for name in ("model", "log.txt", "out", "whole"))
