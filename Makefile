@@ -1,44 +1,40 @@
-# make demo    what the bundled model paints of unseen people, and a short training from it
-# make test    lint, types and the fast tests
-# make test-slow, make overfit: the long ones
-# make tiny    the bundled model from seeds, in hours (docs/tiny.md); goes on where it was stopped
-# make gallery: the pictures of docs/gallery, with the bundled model
-
 PY = .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint test-slow overfit tiny gallery clean
 
-.PHONY: demo test test-slow overfit tiny gallery lint clean
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.venv/ready: pyproject.toml constraints.txt
-	python3 -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,dev]'
-	touch .venv/ready
-
-# Unseen people in new poses, then a short training on people drawn on the way: under five minutes on two cores.
-demo: .venv/ready
+demo: .venv/ready  ## generate unseen people in new poses, then train for a minute; under five minutes on two cores
 	$(PY) benchmarks/demo.py --out runs/demo/demo.png
 	$(PY) -m cfld.train --finetune weights/tiny --data people:60x4 --out runs/demo/train --steps 60 --batch 8 --lr 5e-5 \
 		--warmup 10 --sample-every 60 --save-every 20 --resume
 	@echo "runs/demo/demo.png: source, pose, truth and result; runs/demo/train: log.jsonl, samples/, model/"
 
-lint: .venv/ready
+test: lint  ## lint, types and the fast tests
+	$(PY) -m pytest
+
+lint: .venv/ready  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-test: lint
-	$(PY) -m pytest
-
-test-slow: .venv/ready
+test-slow: .venv/ready  ## the long tests and those at full size
 	$(PY) -m pytest -m slow
 
-overfit: .venv/ready
+overfit: .venv/ready  ## overfit TINY on eight pairs (docs/overfit.md)
 	$(PY) benchmarks/overfit.py
 
-tiny: .venv/ready
+tiny: .venv/ready  ## train the bundled model from scratch, in about eight hours; continues after a stop (docs/tiny.md)
 	$(PY) benchmarks/tiny.py
 
-gallery: .venv/ready
+gallery: .venv/ready  ## the images of docs/gallery (docs/editing.md)
 	$(PY) benchmarks/gallery.py
 
-clean:
+clean:  ## remove the environment, caches and the demo
 	rm -rf .venv runs/demo .pytest_cache .mypy_cache .ruff_cache
+
+.venv/ready: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,parity,dev]'
+	touch .venv/ready
