@@ -1,4 +1,4 @@
-"""Poses: reading keypoints, and the 21-channel pose map x_p that the pose adapter takes (Sec. 3.2 and 4.1).
+"""Poses: the 21-channel pose map x_p that the pose adapter takes (Sec. 3.2 and 4.1).
 
 Keypoints are 18 OpenPose joints as (y, x) in the frame of a 256x176 photo; -1 in either coordinate means missing. They
 are drawn in a square map of side S, as photos are stretched to squares:
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FRAME = (256, 176)  # height and width of the frame of keypoints, 16:11; people/render.py has the same
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
     "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
@@ -27,36 +28,38 @@ JOINT_COLOURS = (
     (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
 BONE_COLOURS = tuple(tuple(value * 3 // 5 for value in colour) for colour in JOINT_COLOURS[:17])
-SIGMA = 6.0  # of the heat maps, in pixels of a map of side 256
-JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 really cover
+SIGMA = 6.0  # of the Gaussians, in pixels of a map of side 256
+JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 cover
 
 
 def map_positions(keypoints: Tensor, size: int) -> Tensor:
-    """keypoints (B, J, 2) as (y, x) in FRAME -> whole positions (B, J, 2) in a map of side S, -1 where missing."""
+    """keypoints (B, J, 2) as (y, x) in FRAME -> whole positions (B, J, 2) in a map of side S; -1 = missing."""
     present = (keypoints >= 0).all(dim=-1, keepdim=True)
     frame = torch.tensor(FRAME, device=keypoints.device)
     return torch.where(present, (keypoints * size / frame).floor(), -1.0)  # product first: 11 * 256 / 176 is exactly 16
 
 
 def segment_distance(grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """grid (S, S, 2) of positions, start and end (B, 2) of segments -> distances (B, S, S)."""
+    """grid (S, S, 2) of positions, start and end (B, 2) of segments -> distance of each position from each segment
+    (B, S, S)."""
     direction = (end - start)[:, None, None]
     offset = grid - start[:, None, None]
     along = (offset * direction).sum(-1) / (direction**2).sum(-1).clamp(min=1e-6)
     return (offset - along.clamp(0, 1)[..., None] * direction).norm(dim=-1)
 
 
-def paint(canvas: Tensor, colour: tuple[int, ...], coverage: Tensor) -> Tensor:
-    """Lay a colour (0..255) over canvas (B, 3, S, S) where coverage (B, S, S) says, from 0 to 1."""
+def lay_over(canvas: Tensor, colour: tuple[int, ...], coverage: Tensor) -> Tensor:
+    """canvas (B, 3, S, S) in [0, 1], a colour (R, G, B) in 0..255, coverage (B, S, S) in [0, 1] -> the canvas with the
+    colour laid over it."""
     ink = torch.tensor(colour, device=canvas.device, dtype=canvas.dtype)[:, None, None] / 255
     return torch.lerp(canvas, ink.expand_as(canvas), coverage[:, None])
 
 
 def pose_maps(keypoints: Tensor | np.ndarray, size: int) -> Tensor:
-    """Draw pose maps, a batch at a time, on the keypoints' device.
+    """Draw the pose maps x_p of a batch, on the device of the keypoints.
 
-    keypoints (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing; an array is taken to the CPU
-    -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then a heat map a joint; what is missing leaves no trace
+    keypoints (B, 18, 2) as (y, x) in FRAME, -1 = missing; size: S
+    -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then one Gaussian per joint; a missing joint leaves no trace
     """
     keypoints, unit = torch.as_tensor(keypoints, dtype=torch.float32), size / 256
     positions = map_positions(keypoints, size)
@@ -68,15 +71,12 @@ def pose_maps(keypoints: Tensor | np.ndarray, size: int) -> Tensor:
     for (a, b), colour in zip(BONES, BONE_COLOURS, strict=True):
         distance = segment_distance(grid, positions[:, a], positions[:, b])
         coverage = (BONE_RADIUS * unit + 0.5 - distance).clamp(0, 1)
-        skeleton = paint(skeleton, colour, coverage * (present[:, a] & present[:, b])[:, None, None])
+        skeleton = lay_over(skeleton, colour, coverage * (present[:, a] & present[:, b])[:, None, None])
     for joint, colour in enumerate(JOINT_COLOURS):
         distance = (grid - positions[:, joint, None, None]).norm(dim=-1)
         coverage = (JOINT_RADIUS * unit + 0.5 - distance).clamp(0, 1)
-        skeleton = paint(skeleton, colour, coverage * present[:, joint, None, None])
+        skeleton = lay_over(skeleton, colour, coverage * present[:, joint, None, None])
 
     falloff = torch.exp(-((axis - positions[..., None]) ** 2) / (2 * (SIGMA * unit) ** 2))  # (B, J, 2, S)
     down, across = (falloff * present[..., None, None]).unbind(dim=2)
     return torch.cat([skeleton, down[..., None] * across[:, :, None]], dim=1)
-
-
-FRAME = (256, 176)  # height and width of the frame of keypoints, 16:11

@@ -252,6 +252,16 @@ def test_workers_do_not_change_the_batches(fashion: Path) -> None:
         assert torch.equal(alone.images, shared.images)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_has_the_text_that_it_has_without_workers(fashion: Path, workers: int) -> None:
+    pairs = FashionPairs(fashion, "train", 32, 32)
+    pairs.pairs[5] = ("nobody.jpg", "nobody.jpg")
+    pairs.lists.index["nobody.jpg"] = 0
+    with pytest.raises(UserError) as error:
+        list(step_batches(pairs, StepOrder(len(pairs), len(pairs), 0, 0, 1), workers))
+    assert str(error.value) == f"{fashion / 'train_highres' / 'nobody.jpg'}: no such image"
+
+
 def test_people_from_memory_are_those_of_the_folder(tmp_path: Path) -> None:
     from cfld.people.__main__ import main as write_people
 

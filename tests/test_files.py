@@ -1,9 +1,15 @@
 """What every command shares: pictures of any kind, errors of one line, places that cannot be written."""
 
 import argparse
+import contextlib
+import itertools
 import json
+import math
 import os
+import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +20,11 @@ from references import DATA
 
 from cfld.photos.__main__ import main as preview
 from cfld.playground.requests import read_photo
+from cfld.tools import plot
 from cfld.tools.cli import UserError, command, parse_seed
-from cfld.tools.files import open_folder, read_json, read_object, refuse_overwrite
+from cfld.tools.files import atomic, open_folder, read_json, read_object, refuse_overwrite, remove_leftovers
 from cfld.tools.pictures import read_image, to_rgb, turned_upright
+from cfld.tools.tensors import read_safetensors, tensors_hash, write_tensors
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
 
@@ -94,6 +102,117 @@ def test_a_json_file_of_another_shape_or_of_huge_numbers_is_named(tmp_path: Path
         fails(main, words=words)
     path.write_text(json.dumps({"seed": 1, "size": 2}))
     assert read_object(path, "seed", "size") == {"seed": 1, "size": 2}
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Every call that changes the disk is, in turn, the first that is not reached; nor are those after it."""
+    survived = []
+    for reached in itertools.count():
+        folder = tmp_path / str(reached)
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "weights").write_text("old")
+        calls = itertools.count()
+
+        def until_killed(change, calls=calls, reached=reached):
+            def call(*args, **options):
+                if next(calls) >= reached:
+                    raise Killed
+                return change(*args, **options)
+
+            return call
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            for owner, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink"), (Path, "mkdir")):
+                patch.setattr(owner, name, until_killed(getattr(owner, name)))
+            patch.setattr(Path, "write_text", until_killed(Path.write_text))
+            with atomic(folder / "model", replace_folder=True) as temporary:
+                temporary.mkdir()
+                (temporary / "weights").write_text("new")
+            (folder / "done").touch()
+        remove_leftovers(folder)
+        assert {path.name for path in folder.iterdir()} - {"done"} == {"model"}
+        survived.append((folder / "model" / "weights").read_text())
+        if (folder / "done").exists():
+            break
+    assert len(survived) > 5 and survived == sorted(survived, reverse=True) and {*survived} == {"old", "new"}
+
+
+def test_a_failure_to_replace_a_folder_leaves_the_old_one_in_its_place(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+
+    def interrupted(source: Path, target: Path, replace=os.replace) -> None:
+        if source.suffix == ".tmp":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "model", replace_folder=True) as temporary:
+        temporary.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_a_plot_shows_the_log(tmp_path: Path, capsys, fails) -> None:
+    lines = [{"step": step, "loss": loss, "lr": 1e-4} for step, loss in ((1, 0.9), (2, math.nan), (3, 0.7))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+
+    def colours() -> set[tuple[int, ...]]:
+        assert plot.main([str(tmp_path)]) == 0
+        return {colour for _, colour in Image.open(tmp_path / "plot.png").getcolors(1 << 20)}
+
+    (tmp_path / "log.jsonl").write_text(text)
+    assert plot.SMOOTH in (found := colours()) and plot.VALIDATION not in found
+    assert f"wrote {tmp_path / 'plot.png'}" in capsys.readouterr().out
+    (tmp_path / "log.jsonl").write_text(text + '{"step": 3, "validation loss": 0.8}\n{"step": 4, "lo')
+    assert plot.read_log(tmp_path / "log.jsonl")["loss"] == [(1, 0.9), (3, 0.7)]
+    assert plot.VALIDATION in colours()
+    assert plot.smooth([(i, float(i)) for i in range(80)])[40] == (40, 40)
+    assert plot.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    (tmp_path / "log.jsonl").write_text("")
+    fails(plot.main, tmp_path, words=["log.jsonl", "--log-every"])
+    fails(plot.main, tmp_path / "nowhere", words=["run folder"])
+
+
+def test_tensors_of_every_shape_are_read_and_hashed(tmp_path: Path) -> None:
+    tensors = {
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0, 3),
+        "counts": torch.arange(3),
+        "half": torch.ones(2).half(),
+    }
+    write_tensors(tmp_path / "some.safetensors", tensors, {"step": "3"})
+    found, metadata = read_safetensors(tmp_path / "some.safetensors")
+    assert metadata == {"step": "3"} and found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], x) and found[name].dtype == x.dtype for name, x in tensors.items())
+    assert len({tensors_hash([(name, x)]) for name, x in tensors.items()}) == 4
+    wide, _ = read_safetensors(tmp_path / "some.safetensors", torch.float64)
+    assert [wide[name].dtype for name in ("scalar", "half", "counts")] == [torch.float64, torch.float64, torch.int64]
+
+
+def test_tensors_that_were_read_do_not_change_with_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    write_tensors(path, {"x": torch.ones(5000)})
+    found, _ = read_safetensors(path)
+    with open(path, "r+b") as file:
+        file.truncate(100)  # pages of a mapped file would be gone
+    assert found["x"].sum() == 5000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux does")
+def test_a_file_of_tensors_is_never_in_memory_twice(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "some.safetensors", {f"x{i}": torch.ones(1024, 256) for i in range(400)})  # 1 MB each
+    measure = (
+        "import re, sys, torch; from pathlib import Path; from cfld.tools.tensors import read_safetensors\n"
+        "def memory(key): return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "before = memory('VmRSS'); kept = read_safetensors(sys.argv[1]); print((memory('VmHWM') - before) // 1024)"
+    )
+    command = [sys.executable, "-c", measure, str(tmp_path / "some.safetensors")]
+    assert 390 < int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 560
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -15,7 +15,7 @@ from cfld.data.own_photos import make_pairs
 from cfld.edit.__main__ import main as edit_main
 from cfld.photos import preview
 from cfld.photos.__main__ import main as preview_main
-from cfld.photos.crop import Crop, fit, fitted, rim_colour, whole
+from cfld.photos.crop import Crop, border_colour, fit, fitted, whole
 from cfld.photos.estimator import find_people
 from cfld.photos.keypoints import joints_on, read_annotations, read_joints, read_pose
 from cfld.pose import FRAME, JOINT_COLOURS, JOINTS
@@ -34,9 +34,6 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def pixels(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB")).astype(int)
-
-
-# --------------------------------------------------------------------------------------------------------------- window
 
 
 @pytest.mark.parametrize("size", [(256, 176), (512, 352), (1101, 750), (1101, 749)])
@@ -61,7 +58,7 @@ def test_without_joints_all_of_the_photo_is_in_the_middle_of_the_window_in_a_rim
     photo = picture(300, 200)
     photo.paste((240, 230, 220), (0, 0, 300, 3))
     photo.paste((240, 230, 220), (0, 197, 300, 200))
-    assert rim_colour(photo) == (240, 230, 220)
+    assert border_colour(photo) == (240, 230, 220)
     crop = fit((200, 300))
     assert crop == Crop(-124, -4, 448, 308)  # 28 units of 16 and 11
     window = pixels(crop.cut(photo))
@@ -118,8 +115,6 @@ def test_the_last_bits_of_joints_do_not_move_the_window() -> None:
             assert fit((1000, 1000), moved_a_little) == crop
 
 
-# ------------------------------------------------------------------------------------------------------------- way back
-
 CROPS = [Crop(0, 0, 1101, 750), Crop(37, 205, 320, 220), Crop(-40, -3, 480, 330)]
 
 
@@ -157,9 +152,6 @@ def test_a_picture_of_either_size_is_pasted_back_where_its_joints_are(size: tupl
     painted.paste("black", tuple(map(int, box)))
     dark = np.argwhere(pixels(crop.paste(photo, painted)).sum(axis=2) < 200)
     assert np.abs(dark.mean(axis=0) - crop.to_photo(np.array([[y, x]]))[0]).max() <= 1
-
-
-# ------------------------------------------------------------------------------------------------------------ estimator
 
 
 class StandIn:
@@ -250,9 +242,6 @@ def test_mediapipes_own_networks_find_the_joints_of_drawn_people(tmp_path: Path)
         assert len(errors) >= 12 and np.median(errors) <= 4 and errors.max() <= 20
 
 
-# ------------------------------------------------------------------------------------------------------ preview, sample
-
-
 def moved(keypoints: np.ndarray) -> np.ndarray:
     """Keypoints of the photo in the pixels of wide()'s larger one."""
     return np.where(keypoints >= 0, keypoints + np.array([50, 400]), -1)
@@ -337,7 +326,7 @@ def test_the_command_cuts_the_source_around_its_joints_and_the_pose_as_its_photo
     by_hand = run(micro_folder, tmp_path / "a.png", "--source", tmp_path / "cut.png", "--pose", tmp_path / "cut.npy")
     pose = ("--pose", file, "--pose-size", "640x360")
     assert run(micro_folder, tmp_path / "b.png", "--source", photo, "--source-pose", file, *pose) == by_hand
-    assert run(micro_folder, tmp_path / "c.png", "--source", photo, *pose) != by_hand  # in a rim
+    assert run(micro_folder, tmp_path / "c.png", "--source", photo, *pose) != by_hand  # padded
     model, vae = cfld.load(micro_folder)
     rimmed = cfld.generate(model, vae, read_image(photo), crop.to_frame(joints), steps=2)[0]
     assert np.abs(pixels(rimmed) - pixels(Image.open(tmp_path / "c.png"))).max() <= 2

@@ -217,7 +217,7 @@ def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> Non
     assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(people, (400, 300), 1))
     for pose_size, person, words in (
         ("300", 0, "pose-size"),
-        ("1x1", 0, "outside a picture"),
+        ("1x1", 0, "outside an image"),
         ("300x400", 2, "person must be"),
     ):
         status, answer = ask(

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from references import DATA
 
+from cfld.people.render import FRAME as PEOPLE_FRAME
 from cfld.photos.crop import fit
 from cfld.photos.keypoints import LAYOUTS, joints_on, keypoints_from, read_annotations, read_pose
-from cfld.pose import BONE_COLOURS, BONES, JOINT_COLOURS, JOINTS, map_positions, pose_maps
+from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, map_positions, pose_maps
 from cfld.tools.cli import UserError
 
 ANNOTATIONS = read_annotations(DATA / "fashion" / "fasion-resize-annotation-train.csv")
@@ -69,6 +70,10 @@ def test_heat_maps_are_the_formula(size: int) -> None:
             squared = (axis[:, None] - y) ** 2 + (axis[None, :] - x) ** 2
             expected = np.exp(-squared / (2 * (6 * size / 256) ** 2)) if y >= 0 else np.zeros((size, size))
             assert np.abs(heat[j] - expected).max() <= 1e-6
+
+
+def test_synthetic_people_are_drawn_in_the_frame_of_keypoints() -> None:
+    assert PEOPLE_FRAME == FRAME
 
 
 def test_a_column_of_176_maps_to_256_without_rounding_down() -> None:
@@ -237,7 +242,7 @@ def test_fractions_of_a_picture_are_not_taken_for_pixels() -> None:
         keypoints_from(openpose(some_points(18) / [176, 256, 1], canvas_width=528, canvas_height=256)),
         keypoints_from(openpose(some_points(18) * [3, 1, 1], canvas_width=528, canvas_height=256)),
     )
-    fractions[0, 0] = 1.02  # a joint beyond the rim is still a fraction, and missing
+    fractions[0, 0] = 1.02  # a joint beyond the edge is still a fraction, and missing
     assert keypoints_from(fractions).max() > 100 and keypoints_from(fractions)[0].tolist() == [-1, -1]
 
 
@@ -328,12 +333,12 @@ def test_annotations_in_pixels_of_another_picture_are_refused(tmp_path: Path) ->
     inside, beyond = str([10 * i for i in range(17)] + [-1]), str([40 * i for i in range(17)] + [-1])
     header = "name:keypoints_y:keypoints_x"
     path.write_text(f"{header}\na.jpg: {beyond}: {inside}\n")
-    with pytest.raises(UserError, match=r"pixels of a picture of 176x256, found 10 of 17 beyond it, such as y = 280"):
+    with pytest.raises(UserError, match=r"pixels of an image of 176x256, found 10 of 17 beyond it, such as y = 280"):
         read_annotations(path)
     path.write_text(
         "\n".join([header, f"a.jpg: {inside[:-3]}300]: {inside}", *[f"{i}.jpg: {inside}: {inside}" for i in "bc"]])
     )
-    assert len(read_annotations(path)) == 3  # one joint beyond the rim is somebody's rounding
+    assert len(read_annotations(path)) == 3  # one joint beyond the edge is somebody's rounding
     path.write_text(f"{header}\na.jpg: {inside}: {inside[:-3]}1{'0' * 400}]\n")
     with pytest.raises(UserError, match=r"line 2.*finite"):
         read_annotations(path)

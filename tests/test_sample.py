@@ -327,9 +327,7 @@ def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_pat
     out = ["--out", tmp_path / "o.png"]
     photo = ["--source", PHOTO]
     fails(main, "--model", tmp_path / "none", *photo, *pose, *out, words=["none", "no such model folder"])
-    fails(
-        main, "--model", micro_folder, "--source", tmp_path / "x.jpg", *pose, *out, words=["x.jpg", "no such picture"]
-    )
+    fails(main, "--model", micro_folder, "--source", tmp_path / "x.jpg", *pose, *out, words=["x.jpg", "no such image"])
     (tmp_path / "bad.jpg").write_bytes(PHOTO.read_bytes()[:300])
     fails(main, "--model", micro_folder, "--source", tmp_path / "bad.jpg", *pose, *out, words=["bad.jpg", "readable"])
     fails(main, "--model", micro_folder, *photo, "--pose", f"{CSV}#x", *out, words=["no row named 'x'"])

@@ -1,16 +1,14 @@
-"""Public weights in, public layouts out.
+"""Make model folders from public weights, and write them for other code.
 
     python -m cfld.convert init --unet F --vae F --swin F --out DIR       a model folder to train from
     python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin F --out DIR
     python -m cfld.convert init --ablation B2 --unet F --vae F --clip F --out DIR     for a baseline of Table 3
     python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae F --out DIR
-    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      of a training that is under way
-    python -m cfld.convert export --to official|diffusers DIR OUT         names that other code reads
+    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training in progress
+    python -m cfld.convert export --to official|diffusers DIR OUT         for other code
 
-Each public layout is a table of two columns, theirs and ours, used in both directions: a name is read from left to
-right, at each dot the first row that fits is applied, and a part without a row stays. Nothing is skipped silently: a
-tensor that is missing, unexpected or of another shape is an error, and what is dropped on purpose is logged with its
-reason. weights/README.md says where the files come from.
+Nothing is skipped silently: a tensor that is missing, unexpected or of another shape is an error, and what is dropped
+on purpose is logged with its reason. weights/README.md says where the files come from.
 """
 
 import argparse
@@ -25,7 +23,7 @@ from cfld.adapter import PoseAdapter
 from cfld.baselines.b1_to_b5 import substitutes
 from cfld.config import ABLATIONS, SD15, ablation, read_config
 from cfld.convert.export import export_diffusers, export_official
-from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae, log
+from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
 from cfld.hga import HybridGranularityAttention
 from cfld.model import CFLD
@@ -69,7 +67,6 @@ def init(options: argparse.Namespace) -> None:
 def official(options: argparse.Namespace) -> None:
     """The authors' checkpoint."""
     config = read_config(options.config) if options.config else SD15
-    log.info("each norm of the official PRD is taken to go with the attention of its number (norm2: cross-attention)")
     save(options.out, load_official(options.model, options.unet, config), load_vae(options.vae, config.vae))
 
 
@@ -79,7 +76,7 @@ def checkpoint(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """A model folder under public names."""
+    """A model folder's weights for other code."""
     model, vae = load(options.folder)
     with atomic(options.out) as temporary:
         temporary.mkdir()
@@ -93,20 +90,20 @@ def export(options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.convert", __doc__)
     commands = parser.add_subparsers(required=True, metavar="init | official | checkpoint | export")
-    config_help = "JSON file of a config with other widths (see a model folder's config.json)"
+    config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
     sub = commands.add_parser("init", help="a model folder to train from", formatter_class=HelpFormatter)
     sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
-    sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors or sd-vae-ft-mse")
+    sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse")
     sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors instead of the two")
     sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
-    sub.add_argument("--clip", metavar="FILE", help="for B2 instead of Swin: clip-vit-large-patch14/model.safetensors")
-    sub.add_argument("--ablation", choices=ABLATIONS, help="a row of Table 3 instead of the whole method")
-    sub.add_argument("--seed", type=parse_seed, default=0, help="seed of the fresh parts")
+    sub.add_argument("--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors")
+    sub.add_argument("--ablation", choices=ABLATIONS, help="a baseline of Table 3 instead of the full model")
+    sub.add_argument("--seed", type=parse_seed, default=0, help="of the weights that no file has")
     sub.set_defaults(run=init)
 
     sub = commands.add_parser(
-        "official", help="a folder to sample from, of the authors' checkpoint", formatter_class=HelpFormatter
+        "official", help="a model folder from the authors' checkpoint", formatter_class=HelpFormatter
     )
     sub.add_argument("--model", metavar="FILE", required=True, help="pytorch_model.bin")
     sub.add_argument("--unet", metavar="FILE", required=True, help="pytorch_model_1.bin")
@@ -117,15 +114,13 @@ def main(argv: list[str] | None = None) -> None:
         sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
 
     sub = commands.add_parser(
-        "checkpoint", help="a model folder of a training's checkpoint", formatter_class=HelpFormatter
+        "checkpoint", help="a model folder from a checkpoint of cfld.train", formatter_class=HelpFormatter
     )
     sub.add_argument("checkpoint", metavar="FILE", help="in RUN/checkpoints")
     sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
     sub.set_defaults(run=checkpoint)
 
-    sub = commands.add_parser(
-        "export", help="a model folder under names that other code reads", formatter_class=HelpFormatter
-    )
+    sub = commands.add_parser("export", help="a model folder's weights for other code", formatter_class=HelpFormatter)
     sub.add_argument("--to", choices=("official", "diffusers"), required=True)
     sub.add_argument("folder", metavar="DIR", help="a model folder")
     sub.add_argument("out", metavar="OUT", help="the folder to make")

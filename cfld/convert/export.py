@@ -1,9 +1,12 @@
 """Write a model under the names that other code reads."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from cfld.config import CFLDConfig
 from cfld.convert.layouts import Layout, layout_of
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
@@ -11,9 +14,11 @@ from cfld.tools.files import write_json
 from cfld.tools.tensors import write_tensors
 from cfld.vae import VAE
 
+ConfigTable = dict[str, Callable[[CFLDConfig], Any]]  # a field of their config.json, its value
+
 
 def in_layout(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """A component's parameters and buffers under a public layout's names. CFLD is written without its UNet."""
+    """A component's parameters and buffers under the names of a public layout. Of a CFLD: all but its UNet's."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {layout.theirs(name): tensor for name, tensor in tensors.items() if not name.startswith("unet.")}
 
@@ -29,39 +34,39 @@ def export_official(model: CFLD, folder: Path) -> None:
     write_tensors(folder / "pytorch_model_1.safetensors", in_layout(model.unet, layout_of("UNet", "official CFLD")))
 
 
+UNET_CONFIG: ConfigTable = {
+    "_class_name":         lambda c: "UNet2DConditionModel",
+    "sample_size":         lambda c: c.image_size // c.vae.factor,
+    "in_channels":         lambda c: c.unet.latent_channels,
+    "out_channels":        lambda c: c.unet.latent_channels,
+    "block_out_channels":  lambda c: c.unet.channels,
+    "layers_per_block":    lambda c: c.unet.depth,
+    "down_block_types":    lambda c: ["CrossAttnDownBlock2D"] * (len(c.unet.channels) - 1) + ["DownBlock2D"],
+    "up_block_types":      lambda c: ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(c.unet.channels) - 1),
+    "attention_head_dim":  lambda c: c.unet.num_heads,
+    "cross_attention_dim": lambda c: c.unet.context_width,
+    "norm_num_groups":     lambda c: c.unet.groups,
+}  # fmt: skip
+VAE_CONFIG: ConfigTable = {
+    "_class_name":         lambda c: "AutoencoderKL",
+    "sample_size":         lambda c: c.image_size,
+    "block_out_channels":  lambda c: c.vae.channels,
+    "layers_per_block":    lambda c: c.vae.depth,
+    "latent_channels":     lambda c: c.vae.latent_channels,
+    "down_block_types":    lambda c: ["DownEncoderBlock2D"] * len(c.vae.channels),
+    "up_block_types":      lambda c: ["UpDecoderBlock2D"] * len(c.vae.channels),
+    "norm_num_groups":     lambda c: c.vae.groups,
+    "scaling_factor":      lambda c: c.vae.scale,
+}  # fmt: skip
+
+
 def export_diffusers(model: CFLD, vae: VAE, folder: Path) -> None:
     """Write unet/ and vae/ as diffusers' from_pretrained reads them."""
-    unet_config, vae_config = model.config.unet, vae.config
-    attended = len(unet_config.channels) - 1
-    configs = {
-        "unet": {
-            "_class_name": "UNet2DConditionModel",
-            "sample_size": model.config.image_size // vae_config.factor,
-            "in_channels": unet_config.latent_channels,
-            "out_channels": unet_config.latent_channels,
-            "block_out_channels": unet_config.channels,
-            "layers_per_block": unet_config.depth,
-            "down_block_types": ["CrossAttnDownBlock2D"] * attended + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attended,
-            "attention_head_dim": unet_config.num_heads,
-            "cross_attention_dim": unet_config.context_width,
-            "norm_num_groups": unet_config.groups,
-        },
-        "vae": {
-            "_class_name": "AutoencoderKL",
-            "sample_size": model.config.image_size,
-            "block_out_channels": vae_config.channels,
-            "layers_per_block": vae_config.depth,
-            "latent_channels": vae_config.latent_channels,
-            "down_block_types": ["DownEncoderBlock2D"] * len(vae_config.channels),
-            "up_block_types": ["UpDecoderBlock2D"] * len(vae_config.channels),
-            "norm_num_groups": vae_config.groups,
-            "scaling_factor": vae_config.scale,
-        },
-    }
-    modules: dict[str, nn.Module] = {"unet": model.unet, "vae": vae}
-    for part, layout in (("unet", layout_of("UNet", "diffusers")), ("vae", layout_of("VAE", "diffusers"))):
-        write_tensors(
-            folder / part / "diffusion_pytorch_model.safetensors", in_layout(modules[part], layout), {"format": "pt"}
-        )
-        write_json(folder / part / "config.json", configs[part])
+    parts: list[tuple[str, nn.Module, Layout, ConfigTable]] = [
+        ("unet", model.unet, layout_of("UNet", "diffusers"), UNET_CONFIG),
+        ("vae", vae, layout_of("VAE", "diffusers"), VAE_CONFIG),
+    ]
+    for name, module, layout, table in parts:
+        path = folder / name / "diffusion_pytorch_model.safetensors"
+        write_tensors(path, in_layout(module, layout), {"format": "pt"})
+        write_json(folder / name / "config.json", {field: value(model.config) for field, value in table.items()})

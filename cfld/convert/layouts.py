@@ -1,4 +1,7 @@
-"""The names of tensors in public files, as tables: theirs on the left, ours on the right."""
+"""The names of tensors in public files, as tables: theirs on the left, ours on the right.
+
+A table serves both directions. A name is translated at each dot by the first row that fits; a part without a row stays.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +34,7 @@ UNET_DIFFUSERS: Rules = [
     ("conv_norm_out",           "norm_out"),
     *TRANSFORMER,
 ]  # fmt: skip
-UNET_LDM: Rules = [  # blocks are numbered through: 3 a level on the way down, 3 on the way up
+UNET_LDM: Rules = [  # blocks are numbered consecutively, three per level of the down path and of the up path
     ("time_embed",           "time_mlp"),
     ("input_blocks.0.0",     "conv_in"),
     *[(f"input_blocks.{3 * i + j + 1}.0",  f"down.{i}.resnets.{j}") for i in range(4) for j in range(2)],
@@ -144,7 +147,7 @@ CLIP_TRANSFORMERS: Rules = [
     ("mlp.fc2",                              "mlp.2"),
     ("post_layernorm",                       "norm_out"),
 ]  # fmt: skip
-PRD_OFFICIAL: Rules = [  # the cross-attention, although it comes first, is their second; each norm goes with its number
+PRD_OFFICIAL: Rules = [  # their second attention is the cross-attention, which comes first, and norm2 is before it
     ("query_feat",    "queries"),
     ("pos_embed",     "query_positions"),
     ("kv_pos_embed",  "source_positions"),
@@ -166,7 +169,7 @@ ADAPTER_OFFICIAL: Rules = [
 RECOMPUTED = "cfld.swin computes it from the window"
 LDM_REST = [
     (r"cond_stage_model\.", "the text encoder: CFLD's prompt comes from the PRD"),
-    (r"model_ema\.", "averages that no released picture was made with"),
+    (r"model_ema\.", "EMA weights, which made no released image"),
     (r"[^.]*(alphas|betas|posterior)[^.]*$", "cfld.scheduler computes it"),
 ]
 SWIN_REST = [
@@ -184,7 +187,7 @@ CLIP_REST = [
 
 @dataclass(frozen=True)
 class Layout:
-    """How one public file names a component."""
+    """How one kind of public file names a component."""
 
     component: str  # what it holds: UNet, VAE, Swin, CLIPImageEncoder or CFLD (all but UNet and VAE)
     name: str
@@ -193,7 +196,7 @@ class Layout:
     dropped: Sequence[tuple[str, str]] = ()  # pattern of their names, reason
 
     def ours(self, name: str) -> str | None:
-        """Our name of their tensor, or None if no part of this layout holds it."""
+        """Our name of their tensor; None if it is in no part of this layout."""
         for their_prefix, our_prefix, rules in self.parts:
             if name.startswith(their_prefix):
                 return our_prefix + rename(name.removeprefix(their_prefix), dict(rules))
@@ -242,7 +245,7 @@ def layout_of(component: str, name: str) -> Layout:
 
 
 def rename(name: str, table: Mapping[str, str]) -> str:
-    """Translate a tensor's name from left to right, whole parts between dots only; an earlier row of the table wins."""
+    """Translate a name from left to right, whole parts between dots only; an earlier row of the table wins."""
     if not table:
         return name
     pattern = "|".join(rf"(?<![^.]){re.escape(old)}(?![^.])" for old in table)

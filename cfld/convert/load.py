@@ -1,12 +1,14 @@
-"""Read public files: UNet, VAE, Swin, CLIP, and the authors' checkpoint."""
+"""Read public files of weights: UNet, VAE, Swin, CLIP, and the authors' checkpoint."""
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfld.baselines.clip import CLIPConfig, CLIPImageEncoder
 from cfld.config import SD15, CFLDConfig
@@ -20,10 +22,12 @@ from cfld.unet import UNet, UNetConfig
 from cfld.vae import VAE, VAEConfig
 
 log = logging.getLogger(__name__)
+C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 
 def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join each ...query, ...key, ...value of transformers' Swin to ...qkv: three (D, C) -> (3D, C)."""
+    """Join each ...query, ...key and ...value of transformers' Swin to ...qkv: three (D, C) -> (3D, C)."""
     joined = dict(tensors)
     for name in tensors:
         if ".self.query." in name:
@@ -33,8 +37,13 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_ours(tensors: dict[str, Tensor], component: str, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a component in a public file under our names, whatever its layout; a name that no rule explains is
-    kept, for assign() to complain of. Logs the layout and what was dropped. Raises UserError for another component."""
+    """The tensors of a component in a public file, under our names.
+
+    tensors: all that the file holds, in any of LAYOUTS
+
+    Logs the layout and what is dropped. A name that no rule explains is kept, so that assign() reports it. Raises
+    UserError if the file holds another component.
+    """
     matches = [layout for layout in LAYOUTS if layout.signature in tensors]
     layout = next((layout for layout in matches if layout.component == component), None)
     if layout is None:
@@ -55,13 +64,13 @@ def to_ours(tensors: dict[str, Tensor], component: str, path: str | Path) -> dic
             result[ours or name] = tensor
     for reason, names in dropped.items():
         log.info("  dropped %d (%s%s): %s", len(names), names[0], ", ..." if len(names) > 1 else "", reason)
-    if layout.component == "VAE" and "LDM" in layout.name:  # its attention is made of 1x1 convolutions
+    if layout.component == "VAE" and "LDM" in layout.name:  # its attention consists of 1x1 convolutions
         result = {name: x.flatten(1) if ".mid.1.to_" in name and x.ndim == 4 else x for name, x in result.items()}
     return result
 
 
 def resize_bias_tables(tensors: dict[str, Tensor], swin: Swin) -> dict[str, Tensor]:
-    """Resize each table of relative positions to the module's window: (s*s, heads) -> (S*S, heads), bicubic."""
+    """Resize each table of relative positions to the window of the module: (s*s, heads) -> (S*S, heads), bicubic."""
     resized = dict(tensors)
     for name, parameter in swin.named_parameters():
         table = tensors.get(name)
@@ -74,44 +83,44 @@ def resize_bias_tables(tensors: dict[str, Tensor], swin: Swin) -> dict[str, Tens
     return resized
 
 
-def load_unet(path: str | Path, config: UNetConfig = UNetConfig(), dtype: torch.dtype = torch.float32) -> UNet:
-    """A UNet from any public layout. Raises UserError unless the file holds exactly this UNet."""
+def load_part(component: Callable[[C], M], config: C, path: str | Path, dtype: torch.dtype) -> M:
+    """A component of the model from a file of any public layout. Raises UserError unless the file holds exactly this
+    component."""
     with torch.device("meta"):
-        unet = UNet(config)
-    assign(unet, to_ours(read_tensors(path), "UNet", path), path, dtype)
-    return unet
+        module = component(config)
+    tensors = to_ours(read_tensors(path), type(module).__name__, path)
+    if isinstance(module, Swin):
+        tensors = resize_bias_tables(tensors, module)
+    assign(module, tensors, path, dtype)
+    return module
+
+
+def load_unet(path: str | Path, config: UNetConfig = UNetConfig(), dtype: torch.dtype = torch.float32) -> UNet:
+    """A UNet from any public layout. Raises UserError."""
+    return load_part(UNet, config, path, dtype)
 
 
 def load_vae(path: str | Path, config: VAEConfig = VAEConfig(), dtype: torch.dtype = torch.float32) -> VAE:
-    """A VAE from any public layout. Raises UserError unless the file holds exactly this VAE."""
-    with torch.device("meta"):
-        vae = VAE(config)
-    assign(vae, to_ours(read_tensors(path), "VAE", path), path, dtype)
-    return vae
+    """A VAE from any public layout. Raises UserError."""
+    return load_part(VAE, config, path, dtype)
 
 
 def load_swin(path: str | Path, config: SwinConfig = SwinConfig(), dtype: torch.dtype = torch.float32) -> Swin:
-    """A Swin from any public layout, its bias tables resized to the config's windows. Raises UserError if not."""
-    with torch.device("meta"):
-        swin = Swin(config)
-    assign(swin, resize_bias_tables(to_ours(read_tensors(path), "Swin", path), swin), path, dtype)
-    return swin
+    """A Swin from any public layout, its bias tables resized to the config's windows. Raises UserError."""
+    return load_part(Swin, config, path, dtype)
 
 
 def load_clip(
     path: str | Path, config: CLIPConfig = CLIPConfig(), dtype: torch.dtype = torch.float32
 ) -> CLIPImageEncoder:
-    """CLIP's image encoder from transformers' file. Raises UserError unless the file holds exactly this one."""
-    with torch.device("meta"):
-        clip = CLIPImageEncoder(config)
-    assign(clip, to_ours(read_tensors(path), "CLIPImageEncoder", path), path, dtype)
-    return clip
+    """CLIP's image encoder from the file of transformers. Raises UserError."""
+    return load_part(CLIPImageEncoder, config, path, dtype)
 
 
 def load_official(
     model_path: str | Path, unet_path: str | Path, config: CFLDConfig = SD15, dtype: torch.dtype = torch.float32
 ) -> CFLD:
-    """The whole model from the two files of an official checkpoint. Raises UserError unless they fit the config."""
+    """The full model from the two files of an official checkpoint. Raises UserError unless they fit the config."""
     with torch.device("meta"):
         model = CFLD(config)
     tensors = to_ours(read_tensors(model_path), "CFLD", model_path)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cfld.tools.cli import UserError
+
 
 class Pair(NamedTuple):
     """Two photos of one person, and the poses in them. The model learns to generate the target from the source."""
@@ -131,19 +133,47 @@ def ignore_signals(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+Item = Pair | UserError | OSError
+
+
+class Readable(Dataset[Item]):
+    """A data set that returns errors instead of raising them: a worker would put its traceback into their text."""
+
+    def __init__(self, pairs: Dataset[Pair]):
+        self.pairs = pairs
+
+    def __getitem__(self, number: int) -> Item:
+        try:
+            return self.pairs[number]
+        except (UserError, OSError) as error:
+            return error
+
+
+def collate_readable(items: list[Item], places: range) -> Batch | UserError | OSError:
+    """The pairs as a Batch, or the first error among them."""
+    errors = [item for item in items if not isinstance(item, Pair)]
+    return errors[0] if errors else collate([item for item in items if isinstance(item, Pair)], places)
+
+
 def step_batches(dataset: Dataset[Pair], order: StepOrder, workers: int) -> Generator[Batch]:
-    """One Batch for each step of the order. Closing the iterator ends its workers, and so does an error."""
-    loader: DataLoader[Pair] = DataLoader(
-        dataset,
+    """One Batch for each step of the order. Closing the iterator ends its workers, and so does an error.
+
+    Raises UserError or OSError if an item cannot be read, the same with workers and without.
+    """
+    loader: DataLoader[Item] = DataLoader(
+        Readable(dataset),
         batch_sampler=order,
-        collate_fn=functools.partial(collate, places=order.places),
+        collate_fn=functools.partial(collate_readable, places=order.places),
         num_workers=workers,
         worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
     batches = iter(loader)
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, OSError | UserError):
+                raise batch
+            yield batch
     finally:
         if workers:  # an error's traceback keeps them alive, and SIGTERM, by which Python ends them at exit, does not
             batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -1,10 +1,10 @@
-"""What the model will make of a photo: the joints over it, which side is which, and the window that is cut.
+"""Preview what the model sees of a photo: its joints, which side is which, and the window that is cut out.
 
     python -m cfld.photos photo.jpg --pose pose.json --out preview.png
     python -m cfld.photos photo.jpg --out preview.png photo.json      joints found by MediaPipe, and kept
 
-The preview is in the photo's own pixels, and larger than the photo where the window is. A name that ends in .json
-becomes OpenPose's JSON of the joints, which every --pose takes.
+The preview is in the photo's own pixels, and padded where the window is larger than the photo. An --out that ends in
+.json gets the joints as OpenPose's JSON, which every --pose takes.
 """
 
 import sys
@@ -23,10 +23,8 @@ from cfld.tools.pictures import check_picture_name, read_image, save_image
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.photos", __doc__)
     parser.add_argument("photo", metavar="PHOTO", help="the photo")
-    parser.add_argument(
-        "--pose", metavar="FILE", help=f"the joints in it (default: found in the photo by MediaPipe): {POSE_HELP}"
-    )
-    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="a picture, a .json file, or both")
+    parser.add_argument("--pose", metavar="FILE", help=f"its joints (default: MediaPipe's): {POSE_HELP}")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="an image, a .json file, or both")
     add_pose_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     options = parser.parse_args(argv)

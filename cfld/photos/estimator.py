@@ -1,8 +1,8 @@
-"""Joints found in a photo by MediaPipe, which is asked for only when there is a photo to look at.
+"""Find joints in a photo with MediaPipe, which is imported only when there is a photo to search.
 
     pip install -e '.[pose]'       MediaPipe 0.10.21, whose wheel holds its networks: nothing is downloaded at run time
 
-docs/poses.md says why this library, and how well it does.
+docs/poses.md says why this library, and how accurate it is.
 """
 
 import importlib
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cfld.photos.crop import rim_colour
+from cfld.photos.crop import border_colour
 from cfld.tools.cli import UserError
 
-MOST_PEOPLE = 8  # looked for in a photo
+MOST_PEOPLE = 8  # searched for in a photo
 MARGIN = 0.15  # around the joints of a person who is painted over, as a share of their height
 
 
@@ -30,10 +30,12 @@ def mediapipe() -> Any:
 
 
 def find_people(photo: Image.Image) -> np.ndarray:
-    """The people in a photo, the most prominent first -> (people, 33, 4), each joint's x, y and z as fractions of the
-    photo, and its visibility. Raises UserError if there is nobody, or if MediaPipe is not installed.
+    """The people in a photo, the most prominent first.
 
-    MediaPipe finds one person; the next is found by painting over who was found.
+    -> (people, 33, 4): of each of MediaPipe's joints x, y and z as fractions of the photo, and its visibility in [0, 1]
+
+    MediaPipe finds one person at a time; the next is found after the last has been painted over. Raises UserError if
+    there is nobody, or if MediaPipe is not installed.
     """
     rest = photo.convert("RGB")
     people: list[list[list[float]]] = []
@@ -43,7 +45,7 @@ def find_people(photo: Image.Image) -> np.ndarray:
             places = np.array(people[-1])[:, :2] * photo.size
             low, high = places.min(axis=0), places.max(axis=0)
             margin = MARGIN * (high - low)[1]
-            rest.paste(rim_colour(photo), (*(low - margin).astype(int), *(high + margin).astype(int)))
+            rest.paste(border_colour(photo), (*(low - margin).astype(int), *(high + margin).astype(int)))
     if not people:
         raise UserError("no person was found in the photo: give a file of joints (docs/poses.md)")
     return np.array(people)

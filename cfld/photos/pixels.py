@@ -1,6 +1,7 @@
-"""Pictures to tensors and back.
+"""Images to tensors and back.
 
-Letters in shapes: B pictures, H side of a square."""
+Letters in shapes: B images, H side of a square.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from cfld.pose import pose_maps
 
 
 def to_square(photo: Image.Image, size: int) -> Tensor:
-    """A photo stretched to a square by pillow's bicubic filter -> (3, size, size) uint8."""
+    """A photo, stretched to a square by pillow's bicubic filter -> (3, size, size) uint8."""
     square = photo.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
@@ -25,15 +26,19 @@ def to_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_pictures(images: Tensor, size: tuple[int, int]) -> list[Image.Image]:
-    """images (B, 3, H, H) in [-1, 1] -> B pictures of size (height, width), by antialiased bicubic interpolation."""
+def to_pictures(images: Tensor, size: tuple[int, int], rounding: bool = True) -> list[Image.Image]:
+    """images (B, 3, H, H) in [-1, 1] -> B images of size (height, width), by antialiased bicubic interpolation.
+
+    rounding: to the nearest of 256 values; False truncates, as the public code's evaluation does
+    """
     images = F.interpolate(images.float() / 2 + 0.5, size=size, mode="bicubic", antialias=True)
-    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    values = images.clamp(0, 1) * 255
+    pixels = (values.round() if rounding else values).byte().cpu().numpy()
     return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
 
 
 def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Columns of equally large pictures as one picture."""
+    """Columns of equally many images of one size, side by side."""
     width, height = columns[0][0].size
     grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
     for x, column in enumerate(columns):
@@ -43,6 +48,7 @@ def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def pose_picture(keypoints: Tensor, size: tuple[int, int]) -> Image.Image:
-    """keypoints (18, 2) as (y, x) in the 256x176 frame -> the skeleton as a picture of size (height, width)."""
+    """keypoints (18, 2) as (y, x) in the 256x176 frame, -1 = missing -> an image of the skeleton, of size (height,
+    width)."""
     skeleton = pose_maps(keypoints[None], 256)[:, :3]
     return to_pictures(skeleton * 2 - 1, size)[0]

@@ -1,30 +1,26 @@
-"""What the model will make of a photo: the joints over it, which side is which, and the window that is cut.
-
-    python -m cfld.preview photo.jpg --pose pose.json --out preview.png
-    python -m cfld.preview photo.jpg --out preview.png photo.json      joints found by MediaPipe, and kept
-
-The preview is in the photo's own pixels, and larger than the photo where the window is. A name that ends in .json
-becomes OpenPose's JSON of the joints, which every --pose takes.
-"""
+"""A preview of what the model sees of a photo: joints, sides and window. And its joints as OpenPose's JSON."""
 
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cfld.photos.crop import Crop, rim_colour
+from cfld.photos.crop import Crop, border_colour
 from cfld.pose import BONE_COLOURS, BONES, JOINT_COLOURS, JOINTS
 
-MARKED = ("shoulder", "wrist", "ankle")  # joints that get an R or an L, of the person's right and left
+MARKED = ("shoulder", "wrist", "ankle")  # joints that get an R or an L, for the person's right and left
 
 
 def preview(photo: Image.Image, joints: np.ndarray, crop: Crop) -> Image.Image:
-    """The photo with the skeleton of joints (18, 2) in the pose map's colours, R and L at the person's right and left,
-    and a frame around the window; what is outside the window is dimmed."""
+    """Draw over a photo its joints, the person's right and left, and the window that the model sees.
+
+    joints (18, 2) as (y, x) in the photo's pixels, -1 = missing; drawn in the pose map's colours
+    -> an image in the photo's pixels, padded where the window is larger; dark outside the window
+    """
     x, y, width, height = crop.left, crop.top, int(crop.width), int(crop.height)
     left, top = max(-x, 0), max(-y, 0)  # how far the window reaches beyond the photo
     right, bottom = max(x + width - photo.width, 0), max(y + height - photo.height, 0)
-    picture = Image.new("RGB", (left + photo.width + right, top + photo.height + bottom), rim_colour(photo))
+    picture = Image.new("RGB", (left + photo.width + right, top + photo.height + bottom), border_colour(photo))
     picture.paste(photo, (left, top))
     window = (x + left, y + top, x + left + width, y + top + height)
     dimmed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)

@@ -1,8 +1,7 @@
-"""What all commands share: parsers, devices, errors of one line."""
+"""Shared by all commands: one-line errors, parsers, devices."""
 
 import argparse
 import functools
-import re
 import sys
 from collections.abc import Callable
 
@@ -12,15 +11,19 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its text says what must hold, what was found and how to fix it, in one line."""
+    """A mistake that the user can fix. Its text says what must hold, what was found and how to fix it, in one line."""
 
 
 class WriteError(UserError):
-    """What could not be written: a full disk, or a folder that is not the user's."""
+    """Something that could not be written: the disk is full, or the folder is not the user's."""
 
 
 def command(main: Callable[..., None]) -> Callable[..., int]:
-    """Make main(argv) a command: a UserError or a full disk becomes one line on standard error and exit code 2."""
+    """Make main(argv) a command, which returns its exit code.
+
+    A UserError, an error of the operating system or a lack of memory becomes one line on standard error and exit code
+    2, Ctrl-C exit code 130. Any other error is a bug and keeps its traceback.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
@@ -31,15 +34,15 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
             print("interrupted", file=sys.stderr)
             return 130
         except UnicodeEncodeError as error:
-            text = f"names of files must be UTF-8, found {error.object[-80:]!r}: rename it"
+            text = f"file names must be UTF-8, found {error.object[-80:]!r}: rename the file"
         except (UserError, OSError) as error:
-            text = re.split(r"(?:User|Write)Error: ", str(error))[-1]  # a worker process's comes with its traceback
+            text = str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_lack_of_memory(error):
                 raise
             text = (
-                f"not enough memory ({str(error)[:200]}): take less at a time, by --batch or fewer pictures, and in "
-                "training by --accumulate and --checkpointing all"
+                f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
+                "--accumulate and --checkpointing all"
             )
         print("error: " + " ".join(text.split()), file=sys.stderr)
         return 2
@@ -48,12 +51,13 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Whether an error says that the machine or the GPU has no more memory."""
+    """Whether an error says that the machine or the GPU has no more memory. (PyTorch's allocator on the CPU raises a
+    plain RuntimeError, which its text alone tells from others.)"""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples of a description as they are written and shows the defaults that mean something."""
+    """Keeps the line breaks of a description, and shows the defaults that mean something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, "", ()):
@@ -62,13 +66,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser for python -m module, described by the module's docstring without the letters of its shapes."""
+    """A parser for python -m module. Its description is the module's docstring without the legend of shapes."""
     description = (doc or "").partition("\nLetters in shapes")[0]
     return argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=HelpFormatter)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "256x176" -> (256, 176), for argparse."""
+    """ "256x176" -> (256, 176), as a type for argparse."""
     try:
         first, second = (int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -79,14 +83,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_seed(text: str) -> int:
-    """A seed that every generator takes, for argparse."""
+    """A seed that every generator takes, as a type for argparse."""
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and below 2^63, found {text!r}")
     return int(text)
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or the best there is. Raises UserError if it is not there."""
+    """The named device; None: CUDA, else MPS, else the CPU. Raises UserError if it cannot be used."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -1,4 +1,4 @@
-"""For every command: whole files or none, nothing overwritten unasked, errors of one line, devices."""
+"""Shared by all commands: atomic writes, overwrite protection, locks, manifests, text and JSON."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from cfld.tools.cli import UserError, WriteError
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Raise UserError that names the path if the block cannot write: on a full disk, for one."""
+    """Turn what the block raises when it cannot write, on a full disk say, into a WriteError that names the path."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -29,13 +29,17 @@ def writing(path: str | Path) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     """Give a temporary path beside the target for a file or folder; rename it to the target if the block succeeds,
-    remove it if not. A file at the target is replaced in one step; a folder at the target is an error at once, unless
-    replace_folder."""
+    remove it if not.
+
+    A file at the target is replaced in one step. A folder at the target is an error at once, unless replace_folder:
+    then it is moved aside before the new one takes its place. A kill between these two steps leaves it aside, from
+    where remove_leftovers puts it back. Raises UserError.
+    """
     path = Path(path)
     if path.is_dir() and not replace_folder:
         raise UserError(f"{path} already exists: choose another name or remove it first")
     unique = f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"  # among machines and threads as well
-    temporary = path.with_name(f"{unique}.tmp{path.suffix}")
+    temporary, aside = path.with_name(f"{unique}.tmp{path.suffix}"), path.with_name(f"{unique}.old")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,49 +48,61 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
             if path.is_dir():
-                aside = path.with_name(f"{unique}.old")
                 os.replace(path, aside)
-                os.replace(temporary, path)
-                shutil.rmtree(aside)
-            else:
-                os.replace(temporary, path)
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # of a folder that could not be made
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            else:
-                temporary.unlink(missing_ok=True)
+            put_back(aside, path)
+            remove(temporary)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with what is in it."""
+    """Remove a file, a link, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed."""
-    pattern = re.compile(r"\..+\.\d+(\.[0-9a-f]{8})?\.(old|tmp(\.\w+)?)|\.tmp\w{6}")
-    return [path for path in folder.glob(".*") if pattern.fullmatch(path.name)]
+def put_back(aside: Path, path: Path) -> None:
+    """Move a folder back that was moved aside, if nothing has taken its place; else remove it."""
+    if aside.exists() and not path.exists():
+        os.replace(aside, path)
+    else:
+        remove(aside)
+
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
+
+
+def leftovers(folder: Path) -> dict[Path, Path | None]:
+    """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed. By path:
+    for a folder that was moved aside, its place; for all else None."""
+    found = {path: LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")}
+    return {path: folder / m["name"] if m["kind"] == "old" else None for path, m in found.items() if m}
 
 
 def contents(folder: Path) -> set[Path]:
-    """What is in a folder, but for leftovers."""
-    return set(folder.iterdir()) - set(leftovers(folder))
+    """What is in a folder, without leftovers."""
+    return set(folder.iterdir()) - leftovers(folder).keys()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove them."""
-    for path in leftovers(folder):
-        remove(path)
+    """Remove what killed commands have left in a folder, and put back a folder that one of them was replacing."""
+    for path, place in leftovers(folder).items():
+        if place is not None:
+            put_back(path, place)
+        else:
+            remove(path)
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and keep other processes from the same work in it until this one is done or gone.
-    Raises UserError if another has it. Does nothing on disks and systems that know no locks."""
+    """Make a folder if need be, and lock it until the block ends or the process does.
+
+    Raises UserError if another process keeps it locked for ten seconds. Does nothing more where there are no locks: on
+    some network disks, on Windows.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -113,7 +129,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def check_manifest(manifest: Path, asked: dict[str, Any], advice: str) -> None:
-    """Raise UserError if the folder that a manifest describes was made with something else than asked."""
+    """Raise UserError if a folder was made with other settings than asked, by the manifest in it."""
     found = read_object(manifest)
     if changed := [key for key, value in asked.items() if found.get(key) != value]:
         was, wanted = (", ".join(f"{key} {values.get(key)}" for key in changed) for values in (found, asked))
@@ -121,7 +137,8 @@ def check_manifest(manifest: Path, asked: dict[str, Any], advice: str) -> None:
 
 
 def open_folder(manifest: Path, asked: dict[str, Any], advice: str) -> None:
-    """Begin a folder that one run after the other may fill, or check that it was begun with the same, and no more."""
+    """Begin a folder that may be filled in several runs: write its manifest, or check that it says just what is asked.
+    Raises UserError."""
     folder = manifest.parent
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} must be a folder, found a file: choose another place")
@@ -134,7 +151,7 @@ def open_folder(manifest: Path, asked: dict[str, Any], advice: str) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make target the same file as source where the disk can, a copy where it cannot."""
+    """Make target a hard link to source where the disk can, a copy where it cannot."""
     with atomic(target) as temporary:
         try:
             os.link(source, temporary)
@@ -143,8 +160,8 @@ def link(source: Path, target: Path) -> None:
 
 
 def refuse_overwrite(path: str | Path, force: bool) -> None:
-    """Raise UserError if something stands at the path and the user has not said --force, or if nothing can be written
-    there: before the work, not after it."""
+    """Raise UserError before the work, not after it, if something is at the path and the user has not given --force, or
+    if nothing can be written there."""
     if Path(path).exists() and not force:
         raise UserError(f"{path} already exists: choose another name or add --force to replace it")
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
@@ -153,7 +170,7 @@ def refuse_overwrite(path: str | Path, force: bool) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a text file in UTF-8, with or without a byte order mark."""
+    """The content of a text file in UTF-8, without its byte order mark. Raises UserError."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -163,7 +180,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file."""
+    """The content of a JSON file. Raises UserError."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -172,7 +189,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_object(path: str | Path, *keys: str) -> dict[str, Any]:
-    """The content of a JSON file that must be an object with these keys."""
+    """The content of a JSON file. Raises UserError unless it is an object with these keys."""
     content = read_json(path)
     if not isinstance(content, dict) or (missing := [key for key in keys if key not in content]):
         found = f"no {missing[0]!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
@@ -187,7 +204,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
-    """Write a text file of these lines, atomically."""
+    """Write a text file in UTF-8, one item per line, atomically."""
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -197,6 +214,6 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The sum of a file's bytes."""
+    """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

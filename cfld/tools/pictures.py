@@ -1,4 +1,4 @@
-"""Read and write pictures."""
+"""Read and write image files."""
 
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,29 @@ from PIL import Image, ImageOps
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # what pictures may be called that are written
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # suffixes of the files that save_image writes
 
 
 def read_image(path: str | Path, upright: bool = False, backdrop: str = "white") -> Image.Image:
-    """A picture of any format that pillow reads, as RGB; upright: turned as its camera says; backdrop: what shows where
-    it is transparent."""
+    """Read an image file of any format that pillow reads, as RGB.
+
+    upright: rotate it as its EXIF orientation says
+    backdrop: the colour that shows where the image is transparent
+
+    Raises UserError.
+    """
     try:
         with Image.open(path) as image:
             image.load()
             return to_rgb(turned_upright(image) if upright else image, backdrop)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such picture") from None
+        raise UserError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error}): replace the file") from None
+        raise UserError(f"{path}: not a readable image ({error}): replace the file") from None
 
 
 def orientation(image: Image.Image) -> int:
-    """How a camera says that it was held, 1 for upright; also if what it says cannot be read."""
+    """The EXIF orientation of an image; 1, upright, also if there is none or it cannot be read."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # pillow raises whatever a damaged tag leads to
@@ -34,7 +39,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its camera says, if what the camera says can be read."""
+    """An image rotated as its EXIF orientation says, if that can be read."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # as above
@@ -42,7 +47,7 @@ def turned_upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, backdrop: str = "white") -> Image.Image:
-    """A picture as RGB: on a backdrop where it is transparent, and with 16 bits a pixel reduced to 8."""
+    """An image as RGB of 8 bits, on a backdrop where it is transparent."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -52,13 +57,13 @@ def to_rgb(image: Image.Image, backdrop: str = "white") -> Image.Image:
 
 
 def check_picture_name(path: str | Path) -> None:
-    """Raise UserError unless the name ends as a picture's."""
+    """Raise UserError unless a name ends in one of PICTURES."""
     if Path(path).suffix.lower() not in PICTURES:
-        raise UserError(f"{path}: a picture's name must end in {' or '.join(PICTURES)}, found {Path(path).suffix!r}")
+        raise UserError(f"{path}: an image's name must end in {' or '.join(PICTURES)}, found {Path(path).suffix!r}")
 
 
 def save_image(path: str | Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture atomically; the format follows the name. options: what pillow takes for it."""
+    """Write an image atomically, in the format that the name says. options: for pillow's writer of the format."""
     check_picture_name(path)
     with atomic(path) as temporary:
         image.save(temporary, **options)

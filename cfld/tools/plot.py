@@ -1,25 +1,29 @@
-"""A picture of a training: loss, held-out loss and learning rate by step, from a run's log.jsonl, drawn with pillow."""
+"""Plot the losses and the learning rate of a training.
+
+python -m cfld.tools.plot RUN        reads RUN/log.jsonl, writes RUN/plot.png
+"""
 
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cfld.tools.cli import UserError
+from cfld.tools.cli import UserError, command, command_parser
 from cfld.tools.files import read_text
 from cfld.tools.pictures import save_image
 
 Points = list[tuple[float, float]]  # (step, value), by step
 Colour = tuple[int, int, int]
 WIDTH, HEIGHT = 1000, 640
-INK, GRID, RAW, SMOOTH, HELD_OUT = (40, 40, 40), (225, 225, 225), (190, 208, 232), (31, 90, 170), (214, 96, 20)
+INK, GRID, RAW, SMOOTH, VALIDATION = (40, 40, 40), (225, 225, 225), (190, 208, 232), (31, 90, 170), (214, 96, 20)
 
 
 def read_log(path: Path) -> dict[str, Points]:
-    """The curves in a log.jsonl by name, without values that are not finite. A line that a kill cut short is left out.
-    Raises UserError if there is none."""
+    """The curves in a log.jsonl by name, without values that are not finite. Skips a line that a kill has cut short.
+    Raises UserError if there is no loss."""
     curves: dict[str, Points] = {}
     for line in read_text(path).splitlines():
         try:
@@ -30,12 +34,12 @@ def read_log(path: Path) -> dict[str, Points]:
             if name != "step" and math.isfinite(value):
                 curves.setdefault(name, []).append((values["step"], value))
     if not curves.get("loss"):
-        raise UserError(f"{path} must hold the loss of a step or more, found none: train with --log-every 10, say")
+        raise UserError(f"{path} must hold the loss of at least one step, found none: train with a smaller --log-every")
     return curves
 
 
 def smooth(points: Points) -> Points:
-    """The mean around each point, of a twentieth of all points; near the ends of fewer."""
+    """The running mean over a twentieth of all points, over fewer near the ends."""
     reach, count = len(points) // 40, len(points)
     sums = [0.0, *itertools.accumulate(value for _, value in points)]
     ends = ((max(i - reach, 0), min(i + reach + 1, count)) for i in range(count))
@@ -50,7 +54,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as short as it can be."""
+    """A number in as few digits as make it clear."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -62,9 +66,12 @@ def draw_axes(
     legend: list[tuple[str, Colour]],
     from_zero: bool = False,
 ) -> None:
-    """Draw curves (points, colour, width) within box (left, top, right, bottom), each axis with numbers; from_zero: the
-    upright one begins at 0. Of the raw values the largest hundredth may lie outside, so that a wild beginning does not
-    hide the rest."""
+    """Draw curves (points, colour, width) and numbered axes in a box (left, top, right, bottom).
+
+    from_zero: the vertical axis begins at 0
+
+    The largest hundredth of the values may lie outside, so that a wild beginning does not flatten the rest.
+    """
     left, top, right, bottom = box
     font = ImageFont.load_default()
     steps = [step for points, _, _ in curves for step, _ in points]
@@ -100,14 +107,14 @@ def draw_axes(
 
 
 def draw_log(curves: dict[str, Points]) -> Image.Image:
-    """Curves as read_log gives them -> a picture: above the losses, below the learning rate."""
+    """Curves as read_log returns them -> an image of the losses and, below, the learning rate."""
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     canvas = ImageDraw.Draw(image)
     losses = [(curves["loss"], RAW, 1), (smooth(curves["loss"]), SMOOTH, 3)]
-    legend = [("smoothed", SMOOTH), ("as logged", (130, 155, 195))]
-    if held_out := curves.get("held-out loss"):
-        losses.append((held_out, HELD_OUT, 2))
-        legend.insert(0, ("held-out", HELD_OUT))
+    legend = [("running mean", SMOOTH), ("as logged", (130, 155, 195))]
+    if validation := curves.get("validation loss"):
+        losses.append((validation, VALIDATION, 2))
+        legend.insert(0, ("validation", VALIDATION))
     draw_axes(canvas, (90, 40, WIDTH - 30, 400), "loss by step", losses, legend)
     if rates := curves.get("lr"):
         draw_axes(canvas, (90, 460, WIDTH - 30, HEIGHT - 40), "learning rate by step", [(rates, SMOOTH, 2)], [])
@@ -115,8 +122,19 @@ def draw_log(curves: dict[str, Points]) -> Image.Image:
 
 
 def plot(run: Path) -> Path:
-    """Draw plot.png into a run folder. Returns its path. Raises UserError if the folder holds no log."""
+    """Write plot.png into a run folder. Returns its path. Raises UserError if the folder holds no log."""
     if not (run / "log.jsonl").is_file():
         raise UserError(f"{run} must be a run folder of cfld.train, found no log.jsonl in it")
     save_image(run / "plot.png", draw_log(read_log(run / "log.jsonl")))
     return run / "plot.png"
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = command_parser("cfld.tools.plot", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the --out folder of cfld.train")
+    print(f"wrote {plot(parser.parse_args(argv).run)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,6 @@
-"""Read and write safetensors."""
+"""Read, write and hash named tensors."""
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,53 +13,49 @@ from torch import Tensor
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic
 
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of the tensors that are read
+GROUP = 64  # tensors read between two openings of a file
+
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A sha256 of tensors: of the name and bytes of each."""
+    """A SHA-256 of tensors: of the name and the bytes of each."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-
-
 def read_safetensors(path: str | Path, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file on the CPU, floating-point ones in the dtype if one is given, and its metadata.
+    """Read a safetensors file -> its tensors by name, on the CPU, and its metadata.
 
-    Each is read and converted in turn: a mapped file's pages would count as memory, 4 GB beside the model's own.
+    dtype: of the floating-point tensors; None: as in the file
+
+    Raises UserError if the file is missing or damaged, or has a tensor of a type that is not in DTYPES. The tensors are
+    copies, so that the file may change. Pages of a file that is read count as memory until it is closed: it is closed
+    after each group, so that the tensors are never in memory twice.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, framework="pt") as checked:  # the library checks header, types, offsets and length
-            metadata = checked.metadata() or {}
+        with safe_open(path, framework="pt") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+        for first in range(0, len(names), GROUP):
+            with safe_open(path, framework="pt") as file:
+                for name in names[first : first + GROUP]:
+                    if (found := file.get_slice(name).get_dtype()) not in DTYPES:
+                        raise UserError(f"{path}: {name} has type {found}, which must be one of {', '.join(DTYPES)}")
+                    tensor = file.get_tensor(name)
+                    tensors[name] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}): download or copy it again") from None
-    tensors = {}
-    with open(path, "rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            if entry["dtype"] not in DTYPES:
-                raise UserError(f"{path}: {name} has type {entry['dtype']}, which must be one of {', '.join(DTYPES)}")
-            begin, end = entry["data_offsets"]
-            buffer = bytearray(end - begin)
-            file.seek(8 + header_size + begin)
-            file.readinto(buffer)
-            tensor = torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]]) if buffer else torch.empty(0)
-            tensor = tensor.reshape(entry["shape"])
-            tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     return tensors, metadata
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a pickle that holds tensors only (weights_only=True), on the CPU."""
+    """Read a safetensors file, or a pickle that holds nothing but tensors (weights_only=True) -> its tensors by name,
+    on the CPU. Raises UserError."""
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
@@ -84,6 +79,6 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # of any new file: the library lets nobody else read its own
+        mode = temporary.stat().st_mode  # of any new file: the library makes its own readable to the owner alone
         save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
         temporary.chmod(mode)
