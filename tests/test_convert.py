@@ -305,7 +305,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, micro_folder
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        f"from cfld.convert.__main__ import main; sys.exit(main(['export', '--to', 'official', {str(micro_folder)!r}, 'out']))"
+        "from cfld.convert.__main__ import main;"
+        f"sys.exit(main(['export', '--to', 'official', {str(micro_folder)!r}, 'out']))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,12 +1,14 @@
-"""The evaluation: which files it takes, that its numbers are those of cfld.metrics, resuming, manifests, the figure."""
+"""The evaluation: which files it takes, its numbers, resuming, manifests, the figure."""
 
 import csv
 import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +26,14 @@ from cfld.evaluate import __main__ as evaluate
 from cfld.evaluate import figure, painting, protocol
 from cfld.evaluate.__main__ import main
 from cfld.evaluate.figure import Tile
-from cfld.evaluate.inception import INCEPTIONS, Inception
+from cfld.evaluate.inception import Inception
+from cfld.evaluate.lpips import LPIPS, load_lpips
 from cfld.evaluate.measure import make_parts
-from cfld.evaluate.metrics import ALEXNET, LPIPS, LPIPS_HEADS, FeatureStatistics, fid, load_lpips, psnr, ssim
+from cfld.evaluate.metrics import FeatureStatistics, fid, psnr, ssim
 from cfld.evaluate.painting import paint, truncated
 from cfld.evaluate.person import backdrop, error_inside, face_box, mean_colours, person_region, torso_length
 from cfld.evaluate.protocol import (
     PATTERNS,
-    PUBLISHED,
     SUFFIXES,
     FolderSet,
     PairSet,
@@ -40,9 +42,10 @@ from cfld.evaluate.protocol import (
     picture_names,
     read_picture,
     resized,
-    table,
     to_images,
 )
+from cfld.evaluate.results import PUBLISHED, table
+from cfld.evaluate.weights import ALEXNET, INCEPTIONS, LPIPS_HEADS
 from cfld.folder import save
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_json
@@ -108,9 +111,6 @@ def read_csv(out: Path, method: str) -> list[dict[str, str]]:
 
 def run(*argv: object) -> None:
     assert main([str(a) for a in argv]) == 0
-
-
-# The numbers. --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -237,9 +237,6 @@ def test_the_published_rows_are_those_of_table_2() -> None:
     assert text.splitlines()[-1].split() == ["mine", "(3", "of", "3", "pairs)", "1.000", *"--------"]
 
 
-# Files. --------------------------------------------------------------------------------------------------------------
-
-
 def test_each_file_that_cannot_be_measured_is_named(small: Path, tmp_path: Path, fails) -> None:
     paths = predictions(small, tmp_path / "mine")
     paths[0].unlink()
@@ -247,8 +244,8 @@ def test_each_file_that_cannot_be_measured_is_named(small: Path, tmp_path: Path,
     paths[2].write_bytes(paths[2].read_bytes()[:5000])
     fails(
         main, "--pred", tmp_path / "mine", "--data", small, "--out", tmp_path / "out",
-        words=["3 of 3 pictures", f"{paths[0].name} is missing", f"{paths[1].name} must be 256x176", "is 256x128",
-               f"{paths[2].name} is not a readable picture", "FROM_to_TO"],
+        words=["3 of 3 images", f"{paths[0].name} is missing", f"{paths[1].name} must be 256x176", "is 256x128",
+               f"{paths[2].name} is not a readable image", "FROM_to_TO"],
     )  # fmt: skip
     assert not (tmp_path / "out" / "numbers.csv").exists()
 
@@ -314,10 +311,10 @@ def test_two_folders_are_paired_by_name(small: Path, weights: Path, tmp_path: Pa
     assert rows["truth"]["FID"] == pytest.approx(0, abs=1e-6 * rows["a"]["FID"]) and rows["truth"]["PSNR"] == "inf"
     assert [line["name"] for line in read_csv(tmp_path / "out", "a")] == sorted(path.stem for path in names)
     names[0].unlink()
-    fails(main, *common, "--out", tmp_path / "o2", words=["1 of 3 pictures are missing", names[0].stem])
+    fails(main, *common, "--out", tmp_path / "o2", words=["1 of 3 images are missing", names[0].stem])
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "other.png")
     names[1].rename(names[0])
-    fails(main, *common, "--out", tmp_path / "o2", words=["1 of 3 pictures are missing", names[1].stem])
+    fails(main, *common, "--out", tmp_path / "o2", words=["1 of 3 images are missing", names[1].stem])
     shutil.copy(names[0], names[0].with_suffix(".webp"))
     with pytest.raises(UserError, match="with 2 endings"):
         FolderSet(tmp_path / "a", tmp_path / "b")
@@ -332,9 +329,6 @@ def test_options_that_exclude_each_other_are_refused(small: Path, tmp_path: Path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "numbers.csv").touch()
     fails(main, "--ground-truth", "--data", small, *out, words=["numbers.csv already exists", "--force"])
-
-
-# Painting and going on. ----------------------------------------------------------------------------------------------
 
 
 def test_painting_goes_on_and_takes_no_other_model(
@@ -376,6 +370,15 @@ def test_painting_goes_on_and_takes_no_other_model(
     fails(main, *command, "--force", words=["must be empty or made by this command"])
 
 
+class OneOfSeveral(Processes):
+    """A process whose others come later, in the same test."""
+
+    def barrier(self) -> None:
+        pass
+
+    wait_for_work = barrier
+
+
 def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: Path) -> None:
     pairs = FashionPairs(fashion, "test", 16, 16)
 
@@ -385,7 +388,7 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
     for folder, world in (("alone", 1), ("shared", 3)):
         for rank in range(world):
-            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, Processes(rank, world))
+            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, OneOfSeveral(rank, world))
     contents = [{p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("alone", "shared")]
     assert contents[0] == contents[1] and len(contents[0]) == 7 and len(set(contents[0].values())) == 7
 
@@ -399,7 +402,7 @@ def test_processes_share_the_parts_and_get_all_of_them_in_order(tmp_path: Path, 
             mine.append(part.start)
             return {"x": torch.arange(part.start, part.stop)}
 
-        paths = make_parts(tmp_path, 10, make, Processes(rank, 2), "making")
+        paths = make_parts(tmp_path, 10, make, OneOfSeveral(rank, 2), "making")
     assert made == {0: [0, 6], 1: [3, 9]}
     assert torch.equal(torch.cat([read_safetensors(path)[0]["x"] for path in paths]), torch.arange(10))
 
@@ -410,12 +413,12 @@ def test_an_interrupted_measurement_goes_on(small: Path, tmp_path: Path, monkeyp
     predictions(small, tmp_path / "mine")
     measured = []
 
-    def measure(part, *rest, real=evaluate.measure_part):
+    def measure(part, real=evaluate.measure_part, **rest):
         if len(measured) == 2:
             measured.append(None)
             raise KeyboardInterrupt
         measured.append(part.start)
-        return real(part, *rest)
+        return real(part, **rest)
 
     monkeypatch.setattr(evaluate, "measure_part", measure)
     command = ["--pred", str(tmp_path / "mine"), "--data", str(small), "--out", str(tmp_path / "out")]
@@ -450,7 +453,31 @@ def test_two_processes_measure_the_same(micro_folder: Path, small: Path, tmp_pat
     assert len({json.dumps(read_json(tmp_path / name / "manifest.json")["rows"]) for name in launchers}) == 1
 
 
-# The person. ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other(lost: int, small: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    wait = "import cfld.evaluate.__main__ as e, time; e.open_set = lambda options: time.sleep(600); e.main()"
+    options = ["--ground-truth", "--data", small, "--out", tmp_path / "out", "--device", "cpu", "--timeout", "0.2"]
+    processes = []
+    for rank in range(2):
+        start = ["-c", wait] if rank == lost else ["-m", "cfld.evaluate"]
+        environment = {**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, *start, *map(str, options)]
+        processes.append(subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        time.sleep(10)
+        processes[lost].kill()
+        _, error = processes[1 - lost].communicate(timeout=60)
+        assert processes[1 - lost].returncode == 2
+        assert "Traceback" not in error and f"process {1 - lost} has lost another" in error
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
 
 STANDING = np.full((18, 2), -1, np.float32)  # neck to hips 80 pixels
 STANDING[[0, 1, 2, 5, 8, 11, 14, 15]] = [
@@ -530,9 +557,6 @@ def test_the_backdrop_is_the_colour_of_the_border() -> None:
     picture[10:, 20:60] = 0.1
     picture[50:] = 0.3
     assert np.allclose(backdrop(picture), 0.9)
-
-
-# The figure, and the other words. ------------------------------------------------------------------------------------
 
 
 def test_the_figure_shows_pairs_and_marks_the_studys_first_two(

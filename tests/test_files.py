@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from references import DATA
 
+import cfld
 from cfld.photos.__main__ import main as preview
 from cfld.playground.requests import read_photo
 from cfld.tools import plot
@@ -230,6 +231,41 @@ def test_a_file_in_a_folder_s_place_is_named_before_the_work(tmp_path: Path, fai
         refuse_overwrite(tmp_path / "file" / "out.png", force=True)
 
     fails(main, words=["out.png", "cannot be written", "file is no folder"])
+
+
+AS_ON_WINDOWS = """
+import contextlib, io, os, pkgutil, runpy, signal, sys
+# These know on which system they are: imported before it is hidden.
+import concurrent.futures.process, einops, numpy, PIL.ImageDraw, PIL.ImageFont, PIL.ImageOps, safetensors.torch, tqdm
+import torch.distributed, torch.utils.data
+for module in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[module] = None
+for name in [name for name in dir(signal) if name.startswith("SIG") and name not in (
+        "SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN")]:
+    delattr(signal, name)
+for name in ("fork", "geteuid", "getuid", "killpg", "setsid", "statvfs", "sysconf"):
+    delattr(os, name)
+import cfld
+for module in pkgutil.walk_packages(cfld.__path__, "cfld."):
+    __import__(module.name)
+for command in "train data people photos convert sample edit evaluate playground tools.plot".split():
+    sys.argv, said = [command, "--help"], io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
+        runpy.run_module(f"cfld.{command}", run_name="__main__")
+    assert said.getvalue().startswith("usage: python -m cfld."), command
+from pathlib import Path
+from cfld.tools.files import alone_in
+with alone_in(Path("folder")):
+    assert Path("folder").is_dir()
+print("imported")
+"""
+
+
+def test_every_module_and_command_begins_where_posix_modules_are_missing(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cfld.__path__[0]).parent)}
+    command = [sys.executable, "-W", "ignore", "-c", AS_ON_WINDOWS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "imported\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("text", ["-1", str(2**63), "1.5", "", "one"])

@@ -16,19 +16,9 @@ from torch import Tensor, nn
 from torchvision.models import inception_v3
 
 from cfld.evaluate.inception import Inception, load_inception
-from cfld.evaluate.metrics import (
-    ALEXNET,
-    FOLDERS,
-    INCEPTIONS,
-    LPIPS,
-    LPIPS_HEADS,
-    SSIM_PROTOCOLS,
-    FeatureStatistics,
-    fid,
-    load_lpips,
-    psnr,
-    ssim,
-)
+from cfld.evaluate.lpips import LPIPS, load_lpips
+from cfld.evaluate.metrics import SSIM_PROTOCOLS, FeatureStatistics, fid, psnr, ssim
+from cfld.evaluate.weights import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_tensors, write_tensors
 
@@ -50,9 +40,6 @@ def pictures(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 def as_skimage(picture: Tensor) -> np.ndarray:
     return picture.permute(1, 2, 0).double().numpy()
-
-
-# PSNR and SSIM. ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -119,9 +106,6 @@ def test_pictures_of_other_ranges_and_shapes_are_refused() -> None:
         ssim(images, truths, "wang")
 
 
-# LPIPS. --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[lpips.LPIPS, Path, Path]:
     """The lpips package's network with random weights, and these in the two public layouts."""
@@ -172,9 +156,6 @@ def test_the_public_file_of_heads_is_read(lpips_files: tuple[lpips.LPIPS, Path, 
         UserError, match=r"vgg.pth must be alex.pth: 4 tensors differ \(1 must be \(192,\), found \(128,\)"
     ):
         load_lpips(lpips_files[1], public.with_name("vgg.pth"))
-
-
-# Inception. ----------------------------------------------------------------------------------------------------------
 
 
 def mean_inside(block: nn.Module) -> None:
@@ -292,9 +273,6 @@ def test_broken_and_missing_weight_files_are_named_with_their_address(
     fails(Inception, "clean", words=("one of fid_pgpis, fid, found clean",))
 
 
-# FID. ----------------------------------------------------------------------------------------------------------------
-
-
 def features(count: int, width: int, seed: int) -> Tensor:
     """(N, D) like Inception's: correlated, not negative, of very different variances."""
     g = torch.Generator().manual_seed(seed)
@@ -360,7 +338,7 @@ def test_statistics_that_no_fid_can_be_made_of_are_refused() -> None:
     with pytest.raises(UserError, match="must be finite"):
         statistics.update(mean[None] / 0)
     statistics.update(mean[None])
-    with pytest.raises(UserError, match="two pictures or more, found 1"):
+    with pytest.raises(UserError, match="two images or more, found 1"):
         _ = statistics.covariance
 
 

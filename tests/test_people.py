@@ -36,8 +36,9 @@ from cfld.people import (
     render,
     sample_pose,
 )
-from cfld.people.__main__ import Plan, check, finished_records, main
+from cfld.people.__main__ import check, main
 from cfld.people.dress import round_chest, soften
+from cfld.people.folder import Plan, finished_records
 from cfld.people.mesh import MESH_FILE, SKIN, Surface, mesh, seam_depth
 from cfld.people.pose import ARCHETYPES
 from cfld.people.raster import nearest, rasterize

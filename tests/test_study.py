@@ -75,7 +75,7 @@ def test_the_name_of_a_result_is_built_of_the_pair(name: str, tmp_path: Path) ->
     (tmp_path / name).touch()
     pair = ("a_1_2_b.jpg", "c.jpg")
     assert result_paths(tmp_path, [pair]) == {pair: tmp_path / name}
-    with pytest.raises(UserError, match=r"has not a_1_2_b\.x_2_d_vis\.png; the names looked for"):
+    with pytest.raises(UserError, match=r"lacks a_1_2_b\.x_2_d_vis\.png; the names looked for"):
         result_paths(tmp_path, [("a_1_2_b.x.jpg", "d.jpg")])
 
 
@@ -231,9 +231,6 @@ def test_mistakes_are_one_line_and_overwrite_nothing(
     ):
         fails(main, *rate, said(study, tmp_path, 2, ["real"] * 6, ["ours"] * 4, **changes), words=words)
     assert not (tmp_path / "n.json").exists()
-
-
-# The page. -----------------------------------------------------------------------------------------------------------
 
 
 def shown(page, content: dict[str, Any]) -> list[int]:

@@ -128,9 +128,8 @@ class StepOrder(Sampler[list[int]]):
 
 def ignore_signals(worker: int) -> None:
     """Let a worker end with its parent: a signal to all processes must not stop the workers of one that is saving."""
-    for name in ("SIGTERM", "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 Item = Pair | UserError | OSError

@@ -1,12 +1,12 @@
-"""Figures 3 and 5: test pairs as rows of source, pose, truth, and each method's picture with its number under it.
+"""Figures 3 and 5: test pairs as rows of source, pose, truth, and each method's image with its number below.
 
     python -m cfld.evaluate figure --data ROOT --method CFLD=OUT/pictures --method PIDM=FOLDER --out figure.png
     python -m cfld.evaluate figure --data ROOT --method B1=DIR --method Ours=DIR --pairs 17 4 230 --out figure.png
     python -m cfld.evaluate figure --data ROOT --method "copy of the source" --method Ours=DIR --study scores.json ...
 
-The number is LPIPS, or the mean absolute error on the person where LPIPS's public weights are not there. Pairs are
-counted from 0 in the order of the list and of numbers.csv. --study names the methods' Jab scores, {"CFLD": {"Jab":
-52.5}, ...}: the first of them all is marked in red, the second in blue (the paper marks each picture by its own votes).
+The number is LPIPS, or the mean absolute error on the person if LPIPS's public weights are missing. Pairs are counted
+from 0 in the order of the list and of numbers.csv. --study is a file of the methods' Jab scores, {"CFLD": {"Jab":
+52.5}, ...}: the best of all is marked in red, the second in blue (the paper marks each image by its own votes).
 """
 
 import argparse
@@ -40,13 +40,12 @@ from cfld.tools.pictures import check_picture_name, save_image
 
 Colour = tuple[int, int, int]
 INK: Colour = (40, 40, 40)
-PLACES: tuple[Colour, Colour] = ((214, 30, 30), (30, 70, 200))  # the study's first and second
-NAMES = {"LPIPS": "LPIPS", "person": "mean absolute error on the person"}
+PLACES: tuple[Colour, Colour] = ((214, 30, 30), (30, 70, 200))  # of the first and second in the study
 GAP, FRAME_WIDTH = 6, 3
 
 
 class Tile(NamedTuple):
-    """A picture, what stands under it, and the colour of its frame."""
+    """An image, the caption below it, and the colour of its frame."""
 
     picture: Image.Image
     caption: str = ""
@@ -54,8 +53,8 @@ class Tile(NamedTuple):
 
 
 def study_places(path: Path, names: Sequence[str]) -> dict[str, tuple[Colour, float]]:
-    """Of these names those that are first or second by Jab in a study's scores, with their Jab. Raises UserError if
-    none of the names is in it, or a method has no number."""
+    """Those of the names that are first or second by Jab in a study: their colour and Jab. Raises UserError if none of
+    the names is in the study, or if a method has no number."""
     scores = read_object(path)
     try:
         jab = {name: float(score["Jab"]) for name, score in scores.items()}
@@ -70,14 +69,14 @@ def study_places(path: Path, names: Sequence[str]) -> dict[str, tuple[Colour, fl
 def draw_text(
     canvas: ImageDraw.ImageDraw, centre: tuple[float, float], width: int, size: int, text: str, colour: Colour = INK
 ) -> None:
-    """A line of text of this size in the middle of a space of this width, smaller if it is too long."""
+    """Write a centred line of text of this size, or smaller if it is wider than width."""
     while size > 6 and canvas.textlength(text, font=ImageFont.load_default(size)) > width:
         size -= 1
     canvas.text(centre, text, fill=colour, font=ImageFont.load_default(size), anchor="mm")
 
 
 def draw_figure(titles: Sequence[tuple[str, Colour]], rows: Sequence[Sequence[Tile]], legend: str) -> Image.Image:
-    """Rows of equally large tiles below their titles, and a legend at the bottom."""
+    """Rows of tiles of one size below their titles, and a legend at the bottom."""
     width, height = rows[0][0].picture.size
     line, size = width // 7, width // 10  # of a line, of its letters
     across, down = width + GAP, height + line + GAP
@@ -97,17 +96,9 @@ def draw_figure(titles: Sequence[tuple[str, Colour]], rows: Sequence[Sequence[Ti
     return image
 
 
-def scorer(weights: Path) -> tuple[str, torch.nn.Module | None]:
-    """The measure under the pictures, and its network if it has one."""
-    if missing := missing_weights(weights, "LPIPS"):
-        print("\n".join(missing))
-        return "person", None
-    return "LPIPS", load_network(weights, "LPIPS")
-
-
 @torch.no_grad()
 def score(network: torch.nn.Module | None, picture: Array, case: Case) -> float:
-    """The number under a picture."""
+    """The number below an image (H, W, 3) uint8: LPIPS with its network, the error on the person without."""
     if network is None:
         assert case.person is not None
         return error_inside(picture / 255, case.truth / 255, case.person)
@@ -115,7 +106,7 @@ def score(network: torch.nn.Module | None, picture: Array, case: Case) -> float:
 
 
 def named_methods(texts: Sequence[str], cases: PairSet) -> dict[str, Method]:
-    """What --method says: NAME=FOLDER, or the name of a baseline."""
+    """The methods that --method names: NAME=FOLDER, or a baseline. Raises UserError."""
     methods: dict[str, Method] = {}
     free = baselines(cases)
     for text in texts:
@@ -135,7 +126,10 @@ def named_methods(texts: Sequence[str], cases: PairSet) -> dict[str, Method]:
 
 def make_figure(cases: PairSet, methods: dict[str, Method], study: Path | None, weights: Path) -> Image.Image:
     """The figure of all pairs of a set."""
-    measure, network = scorer(weights)
+    missing = missing_weights(weights, "LPIPS")
+    for line in missing:
+        print(line)
+    network = None if missing else load_network(weights, "LPIPS")
     places = study_places(study, list(methods)) if study else {}
     rows = []
     for index in range(len(cases)):
@@ -153,7 +147,8 @@ def make_figure(cases: PairSet, methods: dict[str, Method], study: Path | None, 
         colour, jab = places.get(name, (INK, None))
         titles.append((name if jab is None else f"{name} (Jab {jab:g})", colour))
     marks = "; red and blue: first and second in the user study" if places else ""
-    return draw_figure(titles, rows, f"under each picture: {NAMES[measure]}, less is better{marks}")
+    number = "mean absolute error on the person" if network is None else "LPIPS"
+    return draw_figure(titles, rows, f"below each image: {number}, lower is better{marks}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -161,18 +156,17 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     options.add_argument(
         "--method", action="append", required=True, metavar="NAME=FOLDER",
-        help="a method and the folder of its pictures, or a baseline by name: copy of the source, empty backdrop, and "
-        "with part masks mean colours; several times, in the order of the columns",
+        help="a method's images, or 'copy of the source', 'empty backdrop', 'mean colours'",
     )  # fmt: skip
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture to write")
-    options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the pictures")
+    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the image to write")
+    options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the images")
     options.add_argument("--first", type=int, default=10, metavar="N", help="the first N pairs")
     options.add_argument("--pairs", type=int, nargs="+", metavar="I", help="these pairs instead, counted from 0")
     options.add_argument("--study", type=Path, metavar="FILE", help="scores of a user study, as JSON")
     options.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--force", action="store_true", help="replace the picture if it exists")
+    options.add_argument("--force", action="store_true", help="replace the image if it exists")
     return options
 
 

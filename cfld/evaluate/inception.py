@@ -1,4 +1,7 @@
-"""InceptionV3 for FID."""
+"""Inception-v3 (Szegedy et al. 2015) up to its pooled features, for FID.
+
+Letters in shapes: B images, H, W their sides, C channels, h, w sides of a map.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfld.evaluate.metrics import FOLDERS, INCEPTIONS, check_pictures, fill, read_public
+from cfld.evaluate.metrics import check_images
+from cfld.evaluate.weights import FOLDERS, INCEPTIONS, fill, read_public
 from cfld.tools.cli import UserError
 
 Kernel = int | tuple[int, int]
-Branches = Mapping[str, Sequence[tuple[int, *tuple[Kernel, ...]]]]  # each branch's steps: width, kernels side by side
+Branches = Mapping[str, Sequence[tuple[int, *tuple[Kernel, ...]]]]  # the steps of each branch: width, parallel kernels
 ROW, COLUMN = (1, 7), (7, 1)
 BRANCHES_8: Branches = {
     "branch1x1": [(320, 1)],
@@ -52,7 +56,7 @@ def branches_17(inner: int) -> Branches:
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm with its stored moments, ReLU."""
+    """Convolution, batch norm with its stored mean and variance, ReLU."""
 
     def __init__(self, channels: int, width: int, kernel: Kernel, stride: int = 1, padding: int | str = 0):
         super().__init__()
@@ -66,9 +70,9 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.ModuleDict):
-    """An Inception block: chains of convolutions side by side, the last of them after a pooling.
+    """An Inception block: parallel chains of convolutions, the last of them after a pooling.
 
-    pool: "mean" counts the zeros around the map, "mean inside" does not; "max"; "halve" is a block of stride 2.
+    pool: "mean" counts the padding, "mean inside" does not; "max"; "halve" makes a block of stride 2
     """
 
     def __init__(self, channels: int, branches: Branches, pool: str):
@@ -105,12 +109,12 @@ class Mixed(nn.ModuleDict):
 
 
 class Inception(nn.Sequential):
-    """Inception-v3 (Szegedy et al. 2015) up to its pool features, for one of two protocols:
+    """Inception-v3 up to its pooled features, for one of two protocols:
 
     "fid_pgpis"  torchvision's network; its input is renormalised as if it had been normalised for ImageNet, which it
-                 was not: the published numbers of this field are made so
-    "fid"        the network of 2015 that FID is defined by: means without the zeros around the map, a maximum in the
-                 last block
+                 was not: so are the published numbers of this field
+    "fid"        the network of 2015 that defines FID: its average pooling ignores the padding, its last block takes
+                 the maximum
     """
 
     def __init__(self, protocol: str = "fid"):
@@ -146,7 +150,7 @@ class Inception(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> features (B, 2048)."""
-        check_pictures(images)
+        check_images(images)
         x = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False, antialias=False)
         if self.protocol == "fid":
             x = 2 * x - 1
@@ -157,8 +161,11 @@ class Inception(nn.Sequential):
 
 
 def load_inception(path: str | Path, protocol: str = "fid") -> Inception:
-    """Inception-v3 of the public file that the protocol is defined by, frozen. The two files differ in their classifier
-    alone: the wrong one would load, and give numbers that nobody else has. It is an error."""
+    """Inception-v3 from the public file that defines the protocol, frozen.
+
+    Raises UserError for the other protocol's file. Only their classifiers tell the two apart: the wrong one would load
+    and give wrong numbers.
+    """
     model, file = Inception(protocol), INCEPTIONS[protocol]
     tensors = read_public(path, file)
     classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else 0

@@ -1,72 +1,61 @@
-"""The numbers of Table 2, each equal to the public implementation whose name it goes by.
+"""The metrics of Table 2 (Sec. 4.2), each equal to its public implementation.
 
     psnr                          mean squared error in decibels
-    ssim, "uniform51"             the paper's SSIM: windows of 51x51, all alike
+    ssim, "uniform51"             the paper's SSIM: uniform windows of 51x51
     ssim, "gaussian_predicted"    SSIM-256 of the official code: Gaussian windows, the prediction's own data range
-    ssim, "gaussian"              the usual one: Gaussian windows, data range 1
-    LPIPS                         AlexNet, version 0.1
+    ssim, "gaussian"              the usual SSIM: Gaussian windows, data range 1
+    lpips.LPIPS                   AlexNet, version 0.1
     fid, Inception("fid_pgpis")   the paper's FID: features of torchvision's ImageNet network, oddly normalised
     fid, Inception("fid")         the standard FID: features of the network of 2015
 
-Pictures are (B, 3, H, W) in [0, 1] everywhere, on any device; images are the predictions. The three networks are read
-from their public files.
+Images are (B, 3, H, W) in [0, 1], on any device: the predictions are called images, the ground truth truths.
 
-Letters in shapes: B pictures of a batch, H, W their sides, C channels, h, w sides of a map, N pictures of a set, D
-features of each.
+Letters in shapes: B images of a batch, H, W their sides, N images of a set, D features of each.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cfld.tools.cli import UserError
-from cfld.tools.tensors import read_safetensors, read_tensors, write_tensors
+from cfld.tools.tensors import read_safetensors, write_tensors
 
-INCEPTIONS = {"fid_pgpis": "inception_v3_google-0cc3c7bd.pth", "fid": "pt_inception-2015-12-05-6726825d.pth"}
-ALEXNET = "alexnet-owt-7be5be79.pth"
-LPIPS_HEADS = "alex.pth"
-FOLDERS = {  # where the public files are to be had
-    ALEXNET: "https://download.pytorch.org/models",
-    LPIPS_HEADS: "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1",
-    INCEPTIONS["fid_pgpis"]: "https://download.pytorch.org/models",
-    INCEPTIONS["fid"]: "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights",
-}
 SSIM_PROTOCOLS = ("uniform51", "gaussian_predicted", "gaussian")
 
 
-def check_pictures(*batches: Tensor) -> None:
+def check_images(*batches: Tensor) -> None:
     """Raise UserError unless all are (B, 3, H, W) of one shape, in [0, 1]."""
-    shapes = [tuple(pictures.shape) for pictures in batches]
+    shapes = [tuple(images.shape) for images in batches]
     if len(set(shapes)) > 1 or len(shapes[0]) != 4 or shapes[0][1] != 3:
         found = " and ".join(map(str, shapes))
-        raise UserError(f"pictures and truths must be (B, 3, H, W) of one size, found {found}: resize them first")
-    for pictures in batches:
-        low, high = (x.item() for x in pictures.aminmax())
-        if not (pictures.is_floating_point() and 0 <= low <= high <= 1):
+        raise UserError(f"images and truths must be (B, 3, H, W) of one size, found {found}: resize them first")
+    for images in batches:
+        low, high = (x.item() for x in images.aminmax())
+        if not (images.is_floating_point() and 0 <= low <= high <= 1):
             raise UserError(
-                f"pictures must be floating-point numbers in [0, 1], found {pictures.dtype} from {low:g} to {high:g}: "
+                f"images must be floating-point numbers in [0, 1], found {images.dtype} from {low:g} to {high:g}: "
                 f"divide bytes by 255, map [-1, 1] by (x + 1) / 2"
             )
 
 
 def double(x: Tensor) -> Tensor:
-    """x in float64, on the CPU if its device (mps) has no such numbers."""
+    """x in float64; on the CPU if its device, MPS, has none."""
     return x.to("cpu" if x.device.type == "mps" else x.device).double()
 
 
 def psnr(images: Tensor, truths: Tensor) -> Tensor:
-    """10 log10(1 / MSE) of images, truths (B, 3, H, W) in [0, 1] -> (B,) decibels in float64, inf where they are equal.
+    """10 log10(1 / MSE), as skimage.metrics.peak_signal_noise_ratio(data_range=1).
 
-    skimage.metrics.peak_signal_noise_ratio(data_range=1)."""
-    check_pictures(images, truths)
+    images, truths (B, 3, H, W) in [0, 1] -> (B,) decibels in float64, inf where they are equal
+    """
+    check_images(images, truths)
     return -10 * (double(images) - double(truths)).square().mean(dim=(1, 2, 3)).log10()
 
 
 def ssim_window(protocol: str) -> Tensor:
-    """The weights (K,) of a window's rows, and of its columns."""
+    """The weights (K,) of a window's rows, and of its columns. Raises UserError for an unknown protocol."""
     if protocol not in SSIM_PROTOCOLS:
         raise UserError(f"the protocol of SSIM must be one of {', '.join(SSIM_PROTOCOLS)}, found {protocol}")
     offsets = torch.arange(-5, 6, dtype=torch.float64)
@@ -76,7 +65,7 @@ def ssim_window(protocol: str) -> Tensor:
 
 def window_means(x: Tensor, window: Tensor) -> Tensor:
     """x (..., H, W), window (K,) of sum 1 -> (..., H - K + 1, W - K + 1): the weighted mean of each K x K window that
-    lies inside. Two products with banded matrices, in float64 several times as fast as convolutions."""
+    lies inside. Two products with banded matrices: in float64 several times as fast as convolutions."""
     bands = []
     for length in x.shape[-2:]:
         last = length - len(window)
@@ -95,13 +84,13 @@ def ssim(images: Tensor, truths: Tensor, protocol: str = "uniform51") -> Tensor:
         "gaussian"            the same with data_range=1
     -> (B,) in float64, 1 where they are equal
     """
-    check_pictures(images, truths)
+    check_images(images, truths)
     x, y, window = double(images), double(truths), ssim_window(protocol)
     if min(x.shape[-2:]) < len(window):
         raise UserError(f"SSIM {protocol} needs sides of {len(window)} or more, found {x.shape[-2]}x{x.shape[-1]}")
     sample_covariance = 51**2 / (51**2 - 1) if protocol == "uniform51" else 1
     data_range: Tensor | float = 1.0
-    if protocol == "gaussian_predicted":  # at least a step of 8 bits: of a flat prediction SSIM would be 0 / 0
+    if protocol == "gaussian_predicted":  # at least one step of 8 bits: SSIM of a constant prediction would be 0 / 0
         data_range = (x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)).clamp(min=1 / 255)
 
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = window_means(torch.stack([x, y, x * x, y * y, x * y]), window)
@@ -117,8 +106,9 @@ class FeatureStatistics:
     """Mean and covariance of N features that come in batches or from several processes, without keeping them: Chan,
     Golub and LeVeque's update in float64, on the CPU.
 
-    The label says what the features are of (network, size, resize kernel, ...): sets of other labels neither merge nor
-    are read, since no number would tell.
+    width: D
+    label: what the features are of (network, size, resize kernel, ...). Sets of other labels are neither merged nor
+        read, since no number would show the mistake
     """
 
     def __init__(self, width: int = 2048, label: str = ""):
@@ -131,29 +121,29 @@ class FeatureStatistics:
     def covariance(self) -> Tensor:
         """(D, D), divided by N - 1 as numpy.cov does."""
         if self.count < 2:
-            raise UserError(f"a covariance needs two pictures or more, found {self.count}: give FID larger sets")
+            raise UserError(f"a covariance needs two images or more, found {self.count}: give FID larger sets")
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> None:
         """Add features (B, D), all finite."""
         x = features.detach().cpu().double()
         if not x.isfinite().all():
-            raise UserError("features must be finite, found NaN or infinity: check the weights and the pictures")
+            raise UserError("features must be finite, found NaN or infinity: check the weights and the images")
         if len(x):
             mean = x.mean(dim=0)
             self._add(len(x), mean)
             self.scatter.addmm_((x - mean).T, x - mean)
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Add the features that other statistics were made of."""
+        """Add the features that other statistics were made of. Raises UserError if the labels differ."""
         if other.label != self.label:
-            raise UserError(f'sets must be of one kind, found "{self.label}" and "{other.label}": compute one anew')
+            raise UserError(f'sets must be of one kind, found "{self.label}" and "{other.label}": compute one again')
         if other.count:
             self._add(other.count, other.mean)
             self.scatter += other.scatter
 
     def _add(self, count: int, mean: Tensor) -> None:
-        """Take in the mean of some features; their scatter about it is then still to be added."""
+        """Add features by their number and mean; the caller adds their scatter about it."""
         total, shift = self.count + count, mean - self.mean
         self.scatter.addr_(shift, shift, alpha=self.count * count / total)
         self.mean += shift * (count / total)
@@ -183,8 +173,8 @@ class FeatureStatistics:
 def trace_of_root(cov1: Tensor, cov2: Tensor) -> float:
     """tr (S_1 S_2)^1/2 of two covariances (D, D) in float64, of any rank.
 
-    With S_1 = L L^T the product has the eigenvalues of the symmetric L^T S_2 L. Where S_1 has no full rank (fewer
-    pictures than features), rounding lets L exist only after about 1e-16 of its norm is added to the diagonal.
+    With S_1 = L L^T the product has the eigenvalues of the symmetric L^T S_2 L. Where S_1 is not of full rank (fewer
+    images than features), rounding lets L exist only after about 1e-16 of its norm is added to the diagonal.
     """
     scale = torch.linalg.matrix_norm(cov1).item()
     for part in (0.0, 1e-16, 1e-15, 1e-14, 1e-13, 1e-12):
@@ -193,7 +183,7 @@ def trace_of_root(cov1: Tensor, cov2: Tensor) -> float:
         if not failed:
             break
     else:
-        raise UserError("a covariance must be finite, with no negative eigenvalue: compute the statistics anew")
+        raise UserError("a covariance must be finite, with no negative eigenvalue: compute the statistics again")
     return torch.linalg.eigvalsh(factor.T @ cov2 @ factor).clamp(min=0).sqrt().sum().item()
 
 
@@ -207,89 +197,3 @@ def fid(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     m1, s1, m2, s2 = (x.detach().cpu().double() for x in (mean1, cov1, mean2, cov2))
     distance = (m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * trace_of_root(s1, s2)
     return max(distance.item(), 0.0)
-
-
-class LPIPS(nn.Module):
-    """Learned perceptual similarity (Zhang et al. 2018, version 0.1): squared differences of AlexNet's five unit-length
-    feature maps, weighted by channel. Named and numbered as torchvision's AlexNet, without its classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 11, stride=4, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(64, 192, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.ReLU(),
-        )
-        self.heads = nn.ParameterList(torch.full((width,), 1 / width) for width in (64, 192, 384, 256, 256))
-        self.shift: Tensor
-        self.scale: Tensor
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W) in [0, 1] -> five maps (B, C, h, w), each position's features of length 1."""
-        x = (2 * images - 1 - self.shift) / self.scale
-        maps = []
-        for layer in self.features:
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                maps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
-        return maps
-
-    def forward(self, images: Tensor, truths: Tensor) -> Tensor:
-        """images, truths (B, 3, H, W) in [0, 1] -> (B,), 0 where they are equal."""
-        check_pictures(images, truths)
-        distances = [
-            (x - y).square().mean(dim=(2, 3)) @ head  # (B,)
-            for x, y, head in zip(self.maps(images), self.maps(truths), self.heads, strict=True)
-        ]
-        return torch.stack(distances).sum(dim=0)
-
-
-def read_public(path: str | Path, file: str) -> dict[str, Tensor]:
-    """The tensors of a public file. Raises UserError that says where it is to be had if it is not there."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; it must be {file}: download {FOLDERS[file]}/{file}")
-    return read_tensors(path)
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, file: str) -> None:
-    """Put the tensors of a public file into a module, all of them and no others (but for counters of batch norms)."""
-    wanted, found = (
-        {name: tuple(x.shape) for name, x in state.items() if not name.endswith("num_batches_tracked")}
-        for state in (module.state_dict(), tensors)
-    )
-    wrong = [name for name in wanted | found if wanted.get(name) != found.get(name)]
-    if wrong:
-        first = f"{wrong[0]} must be {wanted.get(wrong[0], 'absent')}, found {found.get(wrong[0], 'nothing')}"
-        raise UserError(
-            f"{path} must be {file}: {len(wrong)} tensors differ ({first}); download {FOLDERS[file]}/{file}"
-        )
-    module.load_state_dict(tensors, strict=False)
-    module.requires_grad_(False).eval()
-
-
-def load_lpips(alexnet: str | Path, heads: str | Path) -> LPIPS:
-    """LPIPS of torchvision's file of AlexNet and the lpips package's heads of version 0.1, frozen."""
-    model = LPIPS()
-    features = {  # features.0.weight -> 0.weight
-        name.removeprefix("features."): x
-        for name, x in read_public(alexnet, ALEXNET).items()
-        if not name.startswith("classifier.")
-    }
-    weights = {  # lin0.model.1.weight (1, C, 1, 1) -> 0 (C,)
-        name.removeprefix("lin").removesuffix(".model.1.weight"): x.flatten()
-        for name, x in read_public(heads, LPIPS_HEADS).items()
-    }
-    fill(model.features, features, alexnet, ALEXNET)
-    fill(model.heads, weights, heads, LPIPS_HEADS)
-    return model

@@ -48,15 +48,15 @@ def paint(
     processes: Processes,
 ) -> None:
     """Paint the first count pairs into a folder, without those that are there. Each process takes its share."""
-    if processes.first:
+    if processes.is_main:
         remove_leftovers(folder)
-    processes.wait()
+    processes.barrier()
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
     mine = processes.share(count)
     missing = [i for i in mine if not paths[i].is_file()]
     painter = make_painter() if missing else None
     done = len(mine) - len(missing)
-    with tqdm(total=len(mine), initial=done, desc="painting", unit="picture", disable=not processes.first) as bar:
+    with tqdm(total=len(mine), initial=done, desc="painting", unit="picture", disable=not processes.is_main) as bar:
         for first in range(0, len(missing), batch):
             rows = missing[first : first + batch]
             assert painter is not None
@@ -64,7 +64,7 @@ def paint(
             for i, picture in zip(rows, truncated(images, size), strict=True):
                 save_image(paths[i], picture)
             bar.update(len(rows))
-    processes.wait()
+    processes.wait_for_work()
 
 
 def model_painter(folder: Path, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Painter:
@@ -110,7 +110,7 @@ def plan_painting(options: argparse.Namespace, cases: PairSet, processes: Proces
     source: Path = options.model or options.vae
     config: CFLDConfig = read_config(source / "config.json")
     check_steps("--steps", options.steps, config)
-    device = processes.device(options.device)
+    device = processes.device
     precision = options.precision or ("bf16" if device.type == "cuda" and options.model else "fp32")
     files = ("config.json", "vae.safetensors", *(("model.safetensors",) if options.model else ()))
     asked: dict[str, Any] = {
@@ -128,6 +128,6 @@ def plan_painting(options: argparse.Namespace, cases: PairSet, processes: Proces
         make_painter = partial(vae_painter, source, device, PRECISIONS[precision])
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
     folder = options.out / "pictures"
-    if processes.first:
+    if processes.is_main:
         open_folder(folder / "manifest.json", asked, "choose another --out")
     return partial(paint, folder, pairs, len(cases), cases.size, make_painter, options.batch, processes)

@@ -1,18 +1,16 @@
-"""Which pictures are compared with which, and by which numbers: the protocol of Table 2.
+"""Which images are compared with which: the protocol of Table 2.
 
     truth, source   photos of the data folder, resized to the test size by pillow's bicubic filter
-    pictures        8-bit files of exactly the test size: {from}_2_{to}_vis, {from}_to_{to} or {from}_{to}, .png or
+    prediction      8-bit files of exactly the test size: {from}_2_{to}_vis, {from}_to_{to} or {from}_{to}, .png or
                     .jpg, where from and to are the photos' flattened names without their ending
-    person, face    cfld.person; the person is that of the part masks where the data folder has masks_test/
-    numbers         MEANINGS; PUBLISHED has Table 2 as it was printed
+    person, face    see cfld.evaluate.person; the person comes from the part masks if the data folder has masks_test/
 
-Pictures are (H, W, 3) uint8 here, labels (H, W) uint8, masks (H, W) bool.
+Images are (H, W, 3) uint8 here, labels (H, W) uint8, masks (H, W) bool; a size is (height, width).
 """
 
 import hashlib
 import io
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,84 +27,46 @@ from tqdm import tqdm
 
 from cfld.data.deepfashion import read_split
 from cfld.evaluate.inception import load_inception
-from cfld.evaluate.metrics import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS, SSIM_PROTOCOLS, load_lpips
+from cfld.evaluate.lpips import load_lpips
+from cfld.evaluate.metrics import SSIM_PROTOCOLS
 from cfld.evaluate.person import Array, backdrop, face_box, mean_colours, person_region
+from cfld.evaluate.weights import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS
 from cfld.photos.crop import PHOTO_SUFFIXES
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image
 
 PATTERNS = ("{}_2_{}_vis", "{}_to_{}", "{}_{}")
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MODES = ("RGB", "L", "P", "1")  # of pictures that RGB holds without loss; a palette is looked up
+MODES = ("RGB", "L", "P", "1")  # of images that RGB holds without loss; a palette is looked up
 SIZES = {"256x176": (256, 176), "512x352": (512, 352)}  # height and width of Table 2's halves
-FIDS = {"FID": "fid_pgpis", "FID std": "fid"}  # the paper's and the standard one
-WEIGHTS = {  # by measure, the public files it needs
+FIDS = {"FID": "fid_pgpis", "FID std": "fid"}  # the paper's and the standard FID, by protocol of Inception
+WEIGHTS = {  # the public files that a metric needs
     "LPIPS": (ALEXNET, LPIPS_HEADS),
-    **{measure: (INCEPTIONS[protocol],) for measure, protocol in FIDS.items()},
+    **{metric: (INCEPTIONS[protocol],) for metric, protocol in FIDS.items()},
 }
 SSIMS = dict(zip(("SSIM", "SSIM-256", "SSIM std"), SSIM_PROTOCOLS, strict=True))
-SCORES = ("LPIPS", "PSNR", *SSIMS, "person", "face")  # of each picture; FID is of a set
-COLUMNS = {  # of the table, with the digits behind the point: the paper's four, and the others
-    "FID": 3, "LPIPS": 4, "SSIM": 4, "PSNR": 3, "FID std": 3, "SSIM-256": 4, "SSIM std": 4, "person": 4, "face": 4,
-}  # fmt: skip
-MEANINGS = {
-    "FID": "fid_pgpis, to every photo of train.lst at the size; of two folders, to the truths",
-    "LPIPS": "AlexNet, version 0.1, pictures in [-1, 1]",
-    "SSIM": "uniform windows of 51x51, data range 1",
-    "PSNR": "mean of each picture's decibels, range 1",
-    "FID std": "fid of the network of 2015, to the same set",
-    "SSIM-256": "Gaussian windows of sigma 1.5, data range of the prediction",
-    "SSIM std": "Gaussian windows of sigma 1.5, data range 1",
-    "person": "mean absolute error in [0, 1] on the person",
-    "face": "the same in the face box, of the pairs whose target shows a face",
-}
-TEST_PAIRS = 8570  # of DeepFashion: what the published rows are of
-PUBLISHED: dict[tuple[int, int], dict[str, tuple[float | None, ...]]] = {  # Table 2: FID, LPIPS, SSIM, PSNR
-    (256, 176): {
-        "PATN": (20.728, 0.2533, 0.6714, None),
-        "ADGAN": (14.540, 0.2255, 0.6735, None),
-        "GFLA": (9.827, 0.1878, 0.7082, None),
-        "PISE": (11.518, 0.2244, 0.6537, None),
-        "SPGNet": (16.184, 0.2256, 0.6965, 17.222),
-        "DPTN": (17.419, 0.2093, 0.6975, 17.811),
-        "NTED": (8.517, 0.1770, 0.7156, 17.740),
-        "CASD": (13.137, 0.1781, 0.7224, 17.880),
-        "PIDM (checkpoint)": (6.812, 0.2006, 0.6621, 15.630),
-        "PIDM (released images)": (6.440, 0.1686, 0.7109, 17.399),
-        "PoCoLD": (8.067, 0.1642, 0.7310, None),
-        "CFLD": (6.804, 0.1519, 0.7378, 18.235),
-        "VAE reconstruction": (7.967, 0.0104, 0.9660, 33.515),
-        "ground truth": (7.847, 0.0, 1.0, math.inf),
-    },
-    (512, 352): {
-        "CoCosNet2": (13.325, 0.2265, 0.7236, None),
-        "NTED": (7.645, 0.1999, 0.7359, 17.385),
-        "PoCoLD": (8.416, 0.1920, 0.7430, None),
-        "CFLD": (7.149, 0.1819, 0.7478, 17.645),
-        "VAE reconstruction": (8.187, 0.0217, 0.9231, 30.214),
-        "ground truth": (8.010, 0.0, 1.0, math.inf),
-    },
-}
-Row = dict[str, float | None]  # the numbers of a method, by column
+SCORES = ("LPIPS", "PSNR", *SSIMS, "person", "face")  # of each image; FID is of a set
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One comparison. What a set of pictures does not tell is None."""
+    """One comparison. What a set of images does not have is None."""
 
     truth: Array
     source: Array | None = None
     person: Array | None = None  # mask
-    face: Array | None = None  # mask, empty if the face is not seen
+    face: Array | None = None  # mask, empty if the face is hidden
     labels: tuple[Array, Array] | None = None  # of source and truth
 
 
-Method = Callable[[int, Case], Array]  # number of the case, the case -> the picture that is measured
+Method = Callable[[int, Case], Array]  # number of the case, the case -> the image to measure
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> tuple[Array, str, bytes]:
-    """A file to be measured -> the picture, its pillow mode, the file's bytes. Raises UserError, with the file's name
-    alone, unless it is whole, of this size (height, width), and RGB holds it without loss."""
+    """Read an image file to measure -> the image, its pillow mode, the file's bytes.
+
+    Raises UserError, with the file's name alone, unless it is whole, of this size, and RGB holds it without loss.
+    """
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -114,7 +74,7 @@ def read_picture(path: Path, size: tuple[int, int]) -> tuple[Array, str, bytes]:
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} is not a readable picture ({error})") from None
+        raise UserError(f"{path.name} is not a readable image ({error})") from None
     if (image.height, image.width) != size:
         raise UserError(f"{path.name} must be {size[0]}x{size[1]} (height x width), is {image.height}x{image.width}")
     if image.mode not in MODES or "transparency" in image.info:
@@ -123,10 +83,10 @@ def read_picture(path: Path, size: tuple[int, int]) -> tuple[Array, str, bytes]:
 
 
 def check_pictures(paths: Sequence[Path], size: tuple[int, int], hint: str = "", quiet: bool = False) -> dict[str, Any]:
-    """Read all pictures once -> what a manifest says of them. Raises UserError that names the first ten that cannot be
-    measured, with the hint behind."""
+    """Read all image files once -> what a manifest says about them. Raises UserError that names the first ten that
+    cannot be measured, followed by the hint."""
     problems, endings, modes, digest = [], Counter[str](), Counter[str](), hashlib.sha256()
-    for path in tqdm(paths, desc="checking pictures", unit="picture", disable=quiet):
+    for path in tqdm(paths, desc="checking images", unit="image", disable=quiet):
         try:
             _, mode, content = read_picture(path, size)
         except UserError as error:
@@ -138,7 +98,7 @@ def check_pictures(paths: Sequence[Path], size: tuple[int, int], hint: str = "",
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
-            f"{paths[0].parent}: {len(problems)} of {len(paths)} pictures cannot be measured: "
+            f"{paths[0].parent}: {len(problems)} of {len(paths)} images cannot be measured: "
             f"{'; '.join(problems[:10])}{more}{hint}"
         )
     return {"pictures": len(paths), "formats": dict(endings), "modes": dict(modes), "sha256": digest.hexdigest()}
@@ -150,7 +110,7 @@ def stem(name: str) -> str:
 
 
 def picture_names(pairs: Sequence[tuple[str, str]], pattern: str = PATTERNS[0], suffix: str = ".png") -> list[str]:
-    """The pictures' names, made from the pairs and never taken apart: flattened names hold underscores themselves."""
+    """The names of the image files of pairs. They are made, never parsed: flattened names contain underscores."""
     return [pattern.format(stem(source), stem(target)) + suffix for source, target in pairs]
 
 
@@ -158,8 +118,8 @@ NAME_HINT = "; the names looked for are FROM_2_TO_vis, FROM_to_TO and FROM_TO, e
 
 
 def find_pictures(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[Path]:
-    """The files of a method's pictures, one a pair: of the pattern and ending that most pairs have, whether the others
-    are there or not. Raises UserError if there are two whole sets, or two pairs would share a file."""
+    """The files of a method's images, one per pair: of the pattern and ending that most pairs have, whether the others
+    exist or not. Raises UserError if there are two whole sets, or if two pairs would share a file."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     present = {path.name for path in folder.iterdir()}
@@ -167,7 +127,7 @@ def find_pictures(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[Path]:
     counts = [sum(name in present for name in names) for names in sets]
     if counts.count(len(pairs)) > 1:
         examples = [names[0] for names, count in zip(sets, counts, strict=True) if count == len(pairs)]
-        raise UserError(f"{folder} must hold one picture a pair, found sets such as {' and '.join(examples)}: keep one")
+        raise UserError(f"{folder} must hold one image per pair, found sets such as {' and '.join(examples)}: keep one")
     names = sets[counts.index(max(counts))]
     if len(set(names)) < len(set(pairs)):
         twice = next(name for name, count in Counter(names).items() if count > 1)
@@ -176,17 +136,17 @@ def find_pictures(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[Path]:
 
 
 def resized(photo: Image.Image, size: tuple[int, int]) -> Array:
-    """A photo at a size (height, width), by pillow's bicubic filter."""
+    """A photo at a size, by pillow's bicubic filter."""
     return np.asarray(photo.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def to_images(pictures: Sequence[Array], device: str | torch.device = "cpu") -> Tensor:
-    """Pictures (H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(np.stack(pictures)).to(device).float() / 255, "b h w c -> b c h w")
+def to_images(arrays: Sequence[Array], device: str | torch.device = "cpu") -> Tensor:
+    """B images (H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
+    return rearrange(torch.from_numpy(np.stack(arrays)).to(device).float() / 255, "b h w c -> b c h w")
 
 
 class PairSet:
-    """The first test pairs of a prepared data folder, or all, as cases at a size (height, width)."""
+    """The test pairs of a prepared data folder as cases at a size. limit: only the first so many. Raises UserError."""
 
     columns = ("from", "to")
 
@@ -201,7 +161,9 @@ class PairSet:
         if self.has_masks:
             names = [f"{stem(name)}.png" for name in self.lists.photos]
             if missing := [name for name in names if not (self.masks / name).is_file()]:
-                raise UserError(f"{self.masks}: {len(missing)} masks are missing (first: {missing[0]}): make them anew")
+                raise UserError(
+                    f"{self.masks}: {len(missing)} masks are missing (first: {missing[0]}): make them again"
+                )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -218,7 +180,7 @@ class PairSet:
             with Image.open(self.masks / f"{stem(name)}.png") as image:
                 return np.asarray(image.convert("L").resize(self.size[::-1], Image.Resampling.NEAREST))
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{self.masks}: the mask of {name} is not readable ({error}): make it anew") from None
+            raise UserError(f"{self.masks}: the mask of {name} is not readable ({error}): make it again") from None
 
     def __getitem__(self, index: int) -> Case:
         source, target = self.pairs[index]
@@ -228,7 +190,7 @@ class PairSet:
         return Case(self.photo(target), self.photo(source), person, face_box(joints, self.size), labels)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the set."""
+        """What a manifest says about the set."""
         lists = self.lists
         listed = "\n".join(",".join(pair) for pair in lists.pairs)
         rows = zip(lists.photos, lists.sizes, lists.keypoints.tolist(), strict=True)
@@ -241,12 +203,12 @@ class PairSet:
             "sha256 of all pairs": hashlib.sha256(listed.encode()).hexdigest(),
             "sha256 of joints and lengths of files": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
             "truth and source": "pillow bicubic from the photo to the size",
-            "person": "part masks of masks_test/" if self.has_masks else "cfld.person.person_region",
+            "person": "part masks of masks_test/" if self.has_masks else "cfld.evaluate.person.person_region",
         }
 
 
 class FolderSet:
-    """Two folders, their files paired by name without the ending: cases of truths alone."""
+    """Two folders, their files paired by name without the ending, as cases that have a truth alone."""
 
     columns = ("name",)
 
@@ -255,7 +217,7 @@ class FolderSet:
         for folder, ours, others in ((pictures, found[0], found[1]), (truths, found[1], found[0])):
             if missing := sorted(others.keys() - ours.keys()):
                 raise UserError(
-                    f"{folder}: {len(missing)} of {len(others)} pictures are missing that the other folder has: "
+                    f"{folder}: {len(missing)} of {len(others)} images are missing that the other folder has: "
                     f"{', '.join(missing[:10])}"
                 )
         self.stems = sorted(found[1])
@@ -270,7 +232,7 @@ class FolderSet:
             raise UserError(f"{folder}: no such folder")
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.name[0] != ".")
         if not paths:
-            raise UserError(f"{folder} must hold pictures ({', '.join(PHOTO_SUFFIXES)}), found none")
+            raise UserError(f"{folder} must hold images ({', '.join(PHOTO_SUFFIXES)}), found none")
         names = Counter(p.stem for p in paths)
         if twice := [name for name, count in names.items() if count > 1]:
             raise UserError(f"{folder}: {twice[0]} is there with {names[twice[0]]} endings: keep one")
@@ -286,72 +248,52 @@ class FolderSet:
         return Case(read_picture(self.truths[index], self.size)[0])
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the set."""
+        """What a manifest says about the set."""
         truths = check_pictures(self.truths, self.size, quiet=True)
         return {"truth": str(self.root.resolve()), "pairs": f"{len(self)} of {len(self)}", "truths": truths}
 
 
 def files_method(paths: Sequence[Path], size: tuple[int, int]) -> Method:
-    """The method whose pictures are files, one a case."""
+    """The method whose images are files, one per case."""
     return lambda index, case: read_picture(paths[index], size)[0]
 
 
 def the_truth(index: int, case: Case) -> Array:
-    """What no method can surpass."""
+    """The ground truth: what no method can surpass."""
     return case.truth
 
 
 def copy_of_the_source(index: int, case: Case) -> Array:
-    """The right person in the wrong pose."""
+    """A baseline: the right person in the wrong pose."""
     assert case.source is not None
     return case.source
 
 
 def empty_backdrop(index: int, case: Case) -> Array:
-    """Nobody, before the source's backdrop: what the truth's backdrop alone is worth."""
+    """A baseline: how much of a score the background alone earns."""
     assert case.source is not None
     return np.broadcast_to(np.rint(backdrop(case.source)).astype(np.uint8), case.truth.shape).copy()
 
 
 def mean_colours_in_the_true_mask(index: int, case: Case) -> Array:
-    """The source's mean colours, each part in the truth's own outline: flat, but with all of the pose given away."""
+    """A baseline: the true parts, each in its mean colour in the source. Flat, but with all of the true pose."""
     assert case.source is not None and case.labels is not None
     return np.rint(mean_colours(case.source / 255, *case.labels) * 255).astype(np.uint8)
 
 
 def baselines(cases: PairSet) -> dict[str, Method]:
-    """The methods without a model that can be made of a set, by name."""
+    """The baselines without a model that a set allows, by name."""
     found: dict[str, Method] = {"copy of the source": copy_of_the_source, "empty backdrop": empty_backdrop}
     return found | ({"mean colours": mean_colours_in_the_true_mask} if cases.has_masks else {})
 
 
-def missing_weights(folder: Path, measure: str) -> list[str]:
-    """A line for each of a measure's public files that a folder has not."""
-    absent = [file for file in WEIGHTS[measure] if not (folder / file).is_file()]
-    return [f"{measure} is not measured: it needs {folder / file}, from {FOLDERS[file]}/{file}" for file in absent]
+def missing_weights(folder: Path, metric: str) -> list[str]:
+    """A line for each of a metric's public files that is not in the folder."""
+    absent = [file for file in WEIGHTS[metric] if not (folder / file).is_file()]
+    return [f"{metric} is not measured: it needs {folder / file}, from {FOLDERS[file]}/{file}" for file in absent]
 
 
-def load_network(folder: Path, measure: str) -> nn.Module:
-    """The network of a measure. Raises UserError for wrong files."""
-    first, *others = (folder / file for file in WEIGHTS[measure])
-    return load_lpips(first, *others) if measure == "LPIPS" else load_inception(first, FIDS[measure])
-
-
-def table(rows: dict[str, Row], size: tuple[int, int], comparable: bool = True, to_truths: bool = False) -> str:
-    """Measured rows, a line each, below the published ones of the size if they are comparable. to_truths: the FIDs are
-    to the truths, and called so."""
-    published = {
-        f"{name} (published)": dict(zip(COLUMNS, values, strict=False))
-        for name, values in PUBLISHED.get(size, {}).items()
-        if comparable
-    }
-    width = max(map(len, [*published, *rows]))
-    called = {name: f"{name} to truths" if to_truths and name in FIDS else name for name in COLUMNS}
-    cell = {name: max(len(title), 7) + 2 for name, title in called.items()}
-
-    def line(name: str, row: dict[str, Any]) -> str:
-        values = {c: "-" if row.get(c) is None else f"{row[c]:.{digits}f}" for c, digits in COLUMNS.items()}
-        return f"{name:{width}}" + "".join(f"{values[c]:>{cell[c]}}" for c in COLUMNS)
-
-    head = f"{f'{size[0]}x{size[1]}':{width}}" + "".join(f"{called[c]:>{w}}" for c, w in cell.items())
-    return "\n".join([head, *(line(name, row) for name, row in {**published, **rows}.items())])
+def load_network(folder: Path, metric: str) -> nn.Module:
+    """The network of a metric, frozen. Raises UserError for wrong files."""
+    first, *others = (folder / file for file in WEIGHTS[metric])
+    return load_lpips(first, *others) if metric == "LPIPS" else load_inception(first, FIDS[metric])

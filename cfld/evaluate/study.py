@@ -3,15 +3,15 @@
     python -m cfld.evaluate study build --data ROOT ours=results/cfld PIDM=results/pidm --out study.html
     python -m cfld.evaluate study score --key study.key.json answers-*.json --out fig4.json
 
-The page holds its pictures and no name of a method; study.key.json, which volunteers do not get, says what they saw.
-Part 1 asks of each of 30 real and 30 generated pictures which it is; a volunteer sees one method's, and all methods'
-are of the same pairs. Part 2 shows the truth and asks which of all methods' pictures matches it best. In percent:
+The page holds its images and no name of a method; study.key.json, which volunteers do not get, says what they saw.
+Part 1 shows 30 real and 30 generated images and asks of each which it is. A volunteer sees the images of one method;
+all methods' are of the same pairs. Part 2 shows the truth and asks which method's image matches it best. In percent:
 
-    R2G   of the real pictures in part 1, those taken for generated, by the volunteers who saw the method's
-    G2R   of the method's pictures in part 1, those taken for real
-    Jab   of the questions in part 2, those whose answer was the method's picture
+    R2G   real images in part 1 that were taken for generated, by the volunteers who saw this method's images
+    G2R   images of the method in part 1 that were taken for real
+    Jab   questions in part 2 whose answer was the method's image
 
-Intervals are of 95 %, by bootstrap over volunteers: one's answers hang together, so whole volunteers are drawn anew.
+Intervals are 95 % intervals by bootstrap. One volunteer's answers are correlated, so whole volunteers are resampled.
 
 Letters in shapes: V volunteers.
 """
@@ -41,23 +41,23 @@ from cfld.tools.plot import GRID, INK, ticks
 MEASURES = ("R2G", "G2R", "Jab")
 ANSWERS = ("real", "generated")  # of part 1
 RESAMPLES = 10_000  # of the bootstrap
-COLOURS = (  # Okabe and Ito's, which the colour-blind tell apart
+COLOURS = (  # Okabe and Ito's, which the colour-blind can distinguish
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66),
 )  # fmt: skip
 Pair = tuple[str, str]
 
 
 def result_paths(folder: Path, pairs: list[Pair]) -> dict[Pair, Path]:
-    """The pictures of these pairs in a folder of results. Raises UserError if one is missing."""
+    """The images of these pairs in a folder of results. Raises UserError if one is missing."""
     paths = find_pictures(folder, pairs)
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise UserError(f"{folder} must hold a picture of every pair, has not {missing[0]}{NAME_HINT}")
+        raise UserError(f"{folder} must hold an image of every pair, lacks {missing[0]}{NAME_HINT}")
     return dict(zip(pairs, paths, strict=True))
 
 
 def choose_pairs(pairs: list[Pair], judged: int, compared: int, rng: np.random.Generator) -> list[list[Pair]]:
-    """Draw the pairs whose truths, whose results, and both are shown: (judged, judged, compared) of them. No target
-    comes twice, so that no picture helps to judge another. Raises UserError if they are too few."""
+    """Draw pairs to show the truth of, the result of, and both: (judged, judged, compared) of them. No target comes
+    twice, so that no image helps to judge another. Raises UserError if there are too few."""
     chosen: dict[str, Pair] = {}
     for i in rng.permutation(len(pairs)):
         chosen.setdefault(pairs[i][1], pairs[i])
@@ -72,13 +72,13 @@ def choose_pairs(pairs: list[Pair], judged: int, compared: int, rng: np.random.G
 
 
 def embed(path: Path, size: tuple[int, int]) -> str:
-    """A picture as a JPEG of this (height, width) in base64: neither its size nor its format tells where it is from.
-    Raises UserError for one that would have to be enlarged or squeezed, which a volunteer would see."""
+    """An image as a JPEG of this (height, width) in base64, so that neither size nor format gives its source away.
+    Raises UserError if it would have to be enlarged or distorted, which would give the method away, too."""
     buffer, picture = io.BytesIO(), read_image(path)
     if picture.height < size[0] or not same_shape(size, (picture.height, picture.width)):
         raise UserError(
             f"{path} must be of {size[0]}x{size[1]} (--size, height x width) or larger, in the same shape, found "
-            f"{picture.height}x{picture.width}: resize or cut all of them alike"
+            f"{picture.height}x{picture.width}: resize or crop all of them alike"
         )
     picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     picture.save(buffer, "jpeg", quality=95, subsampling=0)
@@ -88,12 +88,13 @@ def embed(path: Path, size: tuple[int, int]) -> str:
 def build(
     data: Path, methods: dict[str, Path], judged: int, compared: int, size: tuple[int, int], seed: int
 ) -> tuple[str, dict[str, Any]]:
-    """Make a study of the test pairs of a prepared folder -> the page and its key. Raises UserError.
+    """Make a study from the test pairs of a prepared folder -> the page and its key. Raises UserError.
 
     methods: folders of results by name, each with all pairs
-    judged, compared: the number of real and of generated pictures in part 1, and of questions in part 2
-    size (height, width) of all pictures
-    seed: of what is drawn, and of all orders
+    judged: number of real images in part 1, and as many generated ones
+    compared: number of questions in part 2
+    size: (height, width) of all images
+    seed: of the choice of pairs, and of all orders
     """
     if judged < 0 or compared < 0 or judged + compared == 0:
         raise UserError(f"--judged and --compared must be at least 0 and not both 0, found {judged} and {compared}")
@@ -106,7 +107,7 @@ def build(
         return data / "test_highres" / pair[1]
 
     results = {name: result_paths(folder, [*generated, *both]) for name, folder in methods.items()}
-    groups, questions = [], []  # what the key says of part 1 and of part 2
+    groups, questions = [], []  # what the key says about part 1 and part 2
     for name in rng.permutation(list(methods)).tolist():
         shown = [(truth(pair), "real") for pair in real]
         shown += [(results[name][pair], "generated") for pair in generated]
@@ -129,7 +130,7 @@ def build(
             {"truth": number[question["truth"]], "pictures": [number[path] for path in question["pictures"]]}
             for question in questions
         ],
-        "pictures": [embed(Path(path), size) for path in tqdm(paths, desc="pictures", unit="picture")],
+        "pictures": [embed(Path(path), size) for path in tqdm(paths, desc="images", unit="image")],
     }
     study["study"] = hashlib.sha256(json.dumps(study).encode()).hexdigest()[:12]
     page = (
@@ -142,9 +143,9 @@ def build(
 
 @dataclass(frozen=True)
 class Answers:
-    """One volunteer's, as shares in 0 .. 1."""
+    """One volunteer's answers, as shares in 0 .. 1."""
 
-    method: str  # whose pictures were judged
+    method: str  # whose images were judged
     r2g: float
     g2r: float
     jab: dict[str, float]  # by method
@@ -181,7 +182,7 @@ def read_answers(path: Path, key: dict[str, Any]) -> tuple[int, Answers]:
 
 
 def interval(shares: np.ndarray) -> list[float] | None:
-    """Volunteers' shares (V,) -> the middle 95 % of the means of volunteers drawn anew, None of fewer than two."""
+    """Volunteers' shares (V,) -> the middle 95 % of the means of resampled volunteers; None for fewer than two."""
     if len(shares) < 2:
         return None
     draws = np.random.default_rng(0).integers(len(shares), size=(RESAMPLES, len(shares)))
@@ -189,7 +190,7 @@ def interval(shares: np.ndarray) -> list[float] | None:
 
 
 def score(answers: list[Answers], methods: list[str]) -> dict[str, dict[str, Any]]:
-    """All volunteers' answers -> by method R2G, G2R, Jab and their intervals in percent, None where none was asked."""
+    """All volunteers' answers -> by method R2G, G2R, Jab and their intervals in percent; None if nobody was asked."""
     scores = {}
     for name in methods:
         own = [a for a in answers if a.method == name]
@@ -205,7 +206,7 @@ def score(answers: list[Answers], methods: list[str]) -> dict[str, dict[str, Any
 
 
 def draw_bars(scores: dict[str, dict[str, Any]], width: int = 900, height: int = 420) -> Image.Image:
-    """Fig. 4: a group of bars a measure, a bar a method, with intervals."""
+    """Fig. 4: one group of bars per measure, one bar per method, with intervals."""
     image = Image.new("RGB", (width, height), "white")
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     left, top, right, bottom = 60, 50, width - 20, height - 40
@@ -265,16 +266,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.evaluate study", __doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="build | score")
     sub = commands.add_parser("build", help="make the page and its key", formatter_class=HelpFormatter)
-    sub.add_argument("methods", nargs="+", metavar="NAME=DIR", help="a method and the folder of its results")
-    sub.add_argument(
-        "--data", type=Path, required=True, metavar="ROOT", help="prepared folder with the test pairs and photos"
-    )
+    sub.add_argument("methods", nargs="+", metavar="NAME=DIR", help="a method and the folder of its images")
+    sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page; FILE.key.json is the key")
-    sub.add_argument("--judged", type=int, default=30, help="real pictures in part 1, and as many generated")
+    sub.add_argument("--judged", type=int, default=30, help="real images in part 1, and as many generated")
     sub.add_argument("--compared", type=int, default=30, help="questions in part 2")
-    sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all pictures")
-    sub.add_argument("--seed", type=parse_seed, default=0, help="of what is drawn, and of all orders")
-    sub = commands.add_parser("score", help="the numbers of Fig. 4 from answers", formatter_class=HelpFormatter)
+    sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all images")
+    sub.add_argument("--seed", type=parse_seed, default=0, help="of the choice of pairs, and of all orders")
+    sub = commands.add_parser("score", help="compute the numbers of Fig. 4 from answers", formatter_class=HelpFormatter)
     sub.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
     sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the study's key")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the numbers; FILE.png is the figure")
@@ -298,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
 
     key = read_json(options.key)
     if not isinstance(key, dict) or not {"study", "methods", "judged", "compared"} <= set(key):
-        raise UserError(f"{options.key}: must be the key that build has written beside the page")
+        raise UserError(f"{options.key}: must be the key that build wrote beside the page")
     answers: dict[int, tuple[Path, Answers]] = {}
     for path in options.answers:
         volunteer, own = read_answers(path, key)

@@ -6,7 +6,7 @@ In names and shapes, always:
     keypoints    (18, 2) as (y, x) in cfld.pose.FRAME, -1 = missing: what the model takes
     size         (height, width) of the image
 
-The way down: read_pose -> read_joints -> joints_from -> points_of -> to_joints.
+The way down: read_pose -> read_joints -> joints_from -> openpose_points or array_points -> to_joints.
 """
 
 import argparse
@@ -295,7 +295,7 @@ def joints_on(
 POSE_HELP = "a .json or .npy file of joints, FILE.csv#NAME, or a photo (docs/poses.md)"
 
 
-def add_pose_options(parser: argparse.ArgumentParser) -> None:
+def add_pose_options(parser: argparse._ActionsContainer) -> None:
     """The options that say how to read what --pose takes."""
     parser.add_argument(
         "--pose-size", type=parse_size, metavar="WxH", help="of the joints' image, if a file does not say"

@@ -37,13 +37,14 @@ def to_pictures(images: Tensor, size: tuple[int, int], rounding: bool = True) ->
     return [Image.fromarray(x) for x in rearrange(pixels, "b c h w -> b h w c")]
 
 
-def picture_grid(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Columns of equally many images of one size, side by side."""
-    width, height = columns[0][0].size
-    grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
+def picture_grid(columns: Sequence[Sequence[Image.Image | None]], background: str = "black") -> Image.Image:
+    """Columns of images of one size, side by side. None, and the end of a shorter column, leave a place empty."""
+    width, height = next(picture.size for column in columns for picture in column if picture is not None)
+    grid = Image.new("RGB", (width * len(columns), height * max(map(len, columns))), background)
     for x, column in enumerate(columns):
         for y, picture in enumerate(column):
-            grid.paste(picture, (width * x, height * y))
+            if picture is not None:
+                grid.paste(picture, (width * x, height * y))
     return grid
 
 
