@@ -54,13 +54,14 @@ def test_people_are_found_at_their_places_the_largest_first(networks: Path) -> N
     check(found[1], boxes[0], size)
 
 
-@pytest.mark.parametrize("size", [(176, 256), (352, 512), (2000, 900), (900, 2000)])
-@pytest.mark.parametrize("share", [0.2, 0.6])
+@pytest.mark.parametrize(
+    ("size", "share"), [((176, 256), 0.6), ((352, 512), 0.3), ((1000, 450), 0.2), ((450, 1000), 0.6)]
+)
 def test_a_large_or_small_person_is_one_person_wherever_they_stand(
     networks: Path, size: tuple[int, int], share: float
 ) -> None:
     height = round(share * min(size))
-    for x, y in ((0.1, 0.1), (0.45, 0.3), (0.9, 0.9)):
+    for x, y in ((0.1, 0.1), (0.9, 0.6)):
         left, top = round(x * (size[0] - height / 3)), round(y * (size[1] - height))
         box = (left, top, left + height // 3, top + height)
         (person,) = find_people(photo_of(size, (box, RED)))
@@ -101,14 +102,14 @@ def test_a_photo_without_people_or_without_what_finds_them_is_one_line(
 
 
 @pytest.mark.parametrize("turn", [0, 0.7, -2.5])
-@pytest.mark.parametrize("side", [100, 500, 3000])
+@pytest.mark.parametrize("side", [100, 700])
 def test_a_square_of_a_photo_knows_where_its_pixels_are(turn: float, side: float) -> None:
-    photo, disc = Image.new("RGB", (2000, 1500), "white"), side / 20
-    places = np.array([[900, 700], [940 + side / 9, 700], [900, 700 - side / 7]])
+    photo, disc = Image.new("RGB", (1200, 900), "white"), side / 20
+    places = np.array([[500, 400], [540 + side / 9, 400], [500, 400 - side / 7]])
     for number, (x, y) in enumerate(places):
         colour = tuple(0 if axis == number else 255 for axis in range(3))
         ImageDraw.Draw(photo).ellipse((x - disc, y - disc, x + disc, y + disc), fill=colour)
-    image, affine = cut_square(photo, np.array([920, 710]), side, turn, 256)
+    image, affine = cut_square(photo, np.array([520, 410]), side, turn, 256)
     assert image.shape == (256, 256, 3)
     for number, place in enumerate(places):
         rows, columns = np.nonzero((image[..., number] < 0.5) & (np.delete(image, number, axis=2) > 0.5).all(axis=2))
