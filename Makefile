@@ -1,15 +1,15 @@
 PY = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow overfit tiny gallery clean
+.PHONY: help demo test lint test-slow overfit tiny gallery counts clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/ready  ## generate unseen people in new poses, then train for a minute; under five minutes on two cores
-	$(PY) benchmarks/demo.py --out runs/demo/demo.png
+	$(PY) benchmarks/quality.py demo --out runs/demo/demo.webp
 	$(PY) -m cfld.train --finetune weights/tiny --data people:60x4 --out runs/demo/train --steps 60 --batch 8 --lr 5e-5 \
 		--warmup 10 --sample-every 60 --save-every 20 --resume
-	@echo "runs/demo/demo.png: source, pose, truth and result; runs/demo/train: log.jsonl, samples/, model/"
+	@echo "runs/demo/demo.webp: source, pose, truth and result; runs/demo/train: log.jsonl, samples/, model/"
 
 test: lint  ## lint, types and the fast tests
 	$(PY) -m pytest
@@ -23,13 +23,16 @@ test-slow: .venv/ready  ## the long tests and those at full size
 	$(PY) -m pytest -m slow
 
 overfit: .venv/ready  ## overfit TINY on eight pairs (docs/overfit.md)
-	$(PY) benchmarks/overfit.py
+	$(PY) benchmarks/recipes.py overfit
 
 tiny: .venv/ready  ## train the bundled model from scratch, in about eight hours; continues after a stop (docs/tiny.md)
-	$(PY) benchmarks/tiny.py
+	$(PY) benchmarks/recipes.py tiny
 
 gallery: .venv/ready  ## the images of docs/gallery (docs/editing.md)
-	$(PY) benchmarks/gallery.py
+	$(PY) benchmarks/figures.py gallery
+
+counts:  ## renew the line counts in README.md
+	perl -pi -e 'if (/ (\d+|\@LINES\@) \|$$/) { $$n = 0; $$n += () = `cat $$_` for /\((cfld\/\w+\.py)\)/g; s/\S+ \|$$/$$n |/ if $$n }' README.md
 
 clean:  ## remove the environment, caches and the demo
 	rm -rf .venv runs/demo .pytest_cache .mypy_cache .ruff_cache

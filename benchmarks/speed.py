@@ -1,13 +1,13 @@
-"""Speed: the machine's peak and every part's share of it, and the UNet and whole pictures against diffusers' blocks.
+"""How fast sampling is: the machine's peaks, each part's share of them, the UNet and whole images against diffusers.
 
-    python benchmarks/speed.py                 the paper's size, 25 minutes with AMX; goes on where it was stopped
-    python benchmarks/speed.py --size tiny     TINY, a few minutes
-    python benchmarks/speed.py --device cuda
+    python benchmarks/speed.py sample                    the paper's size, 25 minutes with AMX: docs/speed_full.md
+    python benchmarks/speed.py sample --size tiny        TINY, a few minutes: docs/speed_tiny.md
+    python benchmarks/speed.py sample --section unet     one section alone, printed as JSON
 
 Both sides of a comparison have the same random weights and take turns in one process; numbers are medians. Each section
-is a fresh process. Writes docs/speed_SIZE.json, .md and .png. Needs diffusers.
+is a fresh process. Needs diffusers. benchmarks/cost.py measures training, and memory.
 
-Letters in shapes: B rows.
+Letters in shapes: B samples, h side of the latents.
 """
 
 import argparse
@@ -19,35 +19,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from official import Official
+from common import (
+    Official,
+    add_command,
+    benchmark_parser,
+    docs_path,
+    earlier_results,
+    machine,
+    paragraph,
+    provenance,
+    results_path,
+    save_picture,
+    table,
+)
 from PIL import Image, ImageDraw
-from report import machine, machine_line, table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, Scheduler, generate, people
+from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, generate, people
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.pose import pose_maps
-from cfld.sample import FAST, compile_frozen
-from cfld.sampling import default_size, denoise, draw, sample
+from cfld.sample import compile_frozen
+from cfld.sampling import FAST, PAPER, SamplingConfig, default_size, denoise, sample
 from cfld.scheduler import SchedulerConfig
-from cfld.tools.cli import PRECISIONS, HelpFormatter, command, pick_device
-from cfld.tools.files import read_json, write_json, write_text
-from cfld.tools.pictures import save_image
+from cfld.tools.cli import PRECISIONS, command, pick_device
+from cfld.tools.files import write_json, write_text
 from cfld.tools.plot import Points, draw_axes
 from cfld.training.memory import keep_freed_memory
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"full": SD15, "tiny": dataclasses.replace(TINY, scheduler=SchedulerConfig())}  # which predict the noise
-UNET_ROWS = (1, 2, 3, 8)
+UNET_BATCHES = (1, 2, 3, 8)
 BATCHES = (1, 2, 4, 8, 16)
+SIXTEENTHS = (8, 12, 16, 20, 24)  # of the model's image size
 COLOURS = ((31, 90, 170), (214, 96, 20))
 UNCOUNTED = {  # by torch itself
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
@@ -62,11 +71,8 @@ KINDS: dict[str, tuple[str, ...]] = {  # of operations, by the functions of torc
 Seconds = list[float]
 
 
-# -------------------------------------------------------------------------------------------------------------- timing
-
-
 def seconds(act: Callable[[], object]) -> float:
-    """How long it takes, until the device has done it."""
+    """How long a call takes, until the device has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -77,7 +83,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, Seconds]:
-    """The seconds of each side, one round after the other; warm: after a first that does not count."""
+    """The seconds of each side, which take turns; warm: after a first round that does not count."""
     if warm:
         for act in sides.values():
             act()
@@ -97,11 +103,8 @@ def flops(act: Callable[[], object]) -> dict[str, float]:
     return {"product": sum(counts.values()) - convolutions, "convolution": convolutions}
 
 
-# ----------------------------------------------------------------------------------------------------------- the models
-
-
 class Setup:
-    """A model of random weights, none of them zero, and what it is given."""
+    """A model of random weights, none of them zero, and its inputs."""
 
     def __init__(self, config: CFLDConfig, device: torch.device, dtype: torch.dtype):
         torch.manual_seed(0)
@@ -113,8 +116,8 @@ class Setup:
         for module in (self.model, self.vae):
             module.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.size = config.image_size // config.vae.factor
-        drawn = people.draw(people.TRAINING_SEEDS, 0, limit=people.OWN_SEEDS)
-        self.photo, self.keypoints = Image.fromarray(drawn.image), drawn.annotation.astype(np.float32)
+        person = people.draw(people.TRAINING_SEEDS, 0, limit=people.OWN_SEEDS)
+        self.photo, self.keypoints = Image.fromarray(person.image), person.annotation.astype(np.float32)
 
     def tensor(self, *shape: int) -> Tensor:
         return torch.randn(shape).to(self.device, self.dtype)
@@ -136,24 +139,21 @@ class Setup:
         return theirs
 
     def compiled(self) -> CFLD:
-        """The same model and weights, its UNet as --compile has it."""
+        """The same model and weights, with the UNet compiled as by --compile."""
         model = copy.copy(self.model)
         model._modules = {**self.model._modules, "unet": copy.copy(self.model.unet)}
         compile_frozen(model.unet)
         return model
 
-    def given(self, rows: int) -> tuple[Tensor, Tensor, Conditions]:
-        """Noisy latents, timesteps and conditions of so many rows."""
-        latents = self.tensor(rows, self.config.unet.latent_channels, self.size, self.size)
-        timesteps = torch.full((rows,), 500, device=self.device)
-        return latents, timesteps, self.model.condition(self.images(rows), self.poses(rows))
-
-
-# ------------------------------------------------------------------------------------------------------------- sections
+    def inputs(self, batch: int) -> tuple[Tensor, Tensor, Conditions]:
+        """Noisy latents (B, C, h, h), timesteps (B,) and conditions of B samples."""
+        latents = self.tensor(batch, self.config.unet.latent_channels, self.size, self.size)
+        timesteps = torch.full((batch,), 500, device=self.device)
+        return latents, timesteps, self.model.condition(self.images(batch), self.poses(batch))
 
 
 def peaks(setup: Setup, rounds: int) -> dict[str, Any]:
-    """TFLOP/s of a large product and a 3x3 convolution, in fp32 and in the dtype of the models."""
+    """FLOP/s of a large product and of a 3x3 convolution, in fp32 and in the dtype of the models."""
     found = {}
     wide = 8192 if setup.device.type == "cuda" else 2048
     for dtype in dict.fromkeys((torch.float32, setup.dtype)):
@@ -162,19 +162,18 @@ def peaks(setup: Setup, rounds: int) -> dict[str, Any]:
         kernel = torch.randn(640, 640, 3, 3).to(setup.device, dtype, memory_format=torch.channels_last)
         sides = {"product": lambda a=a, b=b: a @ b, "convolution": lambda x=x, k=kernel: F.conv2d(x, k, padding=1)}
         for name, times in in_turns(sides, 3 * rounds).items():
-            found[f"{name}, {str(dtype).removeprefix('torch.')}"] = sum(
-                flops(sides[name]).values()
-            ) / statistics.median(times)
+            work = sum(flops(sides[name]).values())
+            found[f"{name}, {str(dtype).removeprefix('torch.')}"] = work / statistics.median(times)
     return found
 
 
 def components(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Seconds and FLOPs of each part, for one picture."""
+    """Seconds and FLOPs of each part, for one image."""
     model, vae = setup.model, setup.vae
     images, poses = setup.images(), setup.poses()
     features = model.source_encoder(images)
     photos = setup.tensor(1, 3, setup.config.image_size, setup.config.image_size).clamp(-1, 1)
-    one, two = setup.given(1), setup.given(2)
+    one, two = setup.inputs(1), setup.inputs(2)
     joints = torch.tensor(setup.keypoints, device=setup.device)[None]
     sides: dict[str, Callable[[], object]] = {
         "pose map": lambda: pose_maps(joints, setup.config.adapter.pose_size),
@@ -183,9 +182,8 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
         "HGA (H_A)": lambda: model.hga(features),
         "pose adapter": lambda: model.pose_adapter(poses),
         "VAE, encoder": lambda: vae.encode(photos),
-        "UNet, one row": lambda: model(*one),
-        "UNet, two rows": lambda: model(*two),
-        "UNet, two rows of the same z_t": lambda: model(two[0][:1], two[1][:1], two[2]),
+        "UNet, one branch": lambda: model(*one),
+        "UNet, two branches": lambda: model(*two),
         "VAE, decoder": lambda: vae.decode(one[0]),
     }
     times = in_turns(sides, rounds)
@@ -193,21 +191,21 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
 
 
 def unet(setup: Setup, rounds: int) -> dict[str, Any]:
-    """The UNet's forward, and as --compile has it, beside diffusers'."""
+    """The UNet's forward, as it is and compiled, against diffusers'."""
     theirs, compiled, found = setup.official(), setup.compiled(), {}
-    for rows in UNET_ROWS:
-        torch.compiler.reset()  # each keeps a copy of the weights
-        given = setup.given(rows)
+    for batch in UNET_BATCHES:
+        torch.compiler.reset()  # each compilation keeps a copy of the weights
+        inputs = setup.inputs(batch)
         sides = {"ours": setup.model, "compiled": compiled, "diffusers": theirs}
-        times = in_turns({name: lambda m=model, g=given: m(*g) for name, model in sides.items()}, rounds)
-        difference = (setup.model(*given).float() - theirs(*given).float()).norm() / theirs(*given).float().norm()
-        work = flops(lambda g=given: setup.model(*g))
-        found[str(rows)] = {"seconds": times, "difference": difference.item(), **work}
+        times = in_turns({name: lambda m=model, x=inputs: m(*x) for name, model in sides.items()}, rounds)
+        difference = (setup.model(*inputs).float() - theirs(*inputs).float()).norm() / theirs(*inputs).float().norm()
+        work = flops(lambda x=inputs: setup.model(*x))
+        found[str(batch)] = {"seconds": times, "difference": difference.item(), **work}
     return found
 
 
 class Stopwatch(TorchFunctionMode):
-    """Adds up seconds and FLOPs of what the code within calls, by kind of operation."""
+    """Adds up seconds and FLOPs of torch's functions within a block, by kind of operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,17 +221,18 @@ class Stopwatch(TorchFunctionMode):
 
 
 def profile(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Where the time of two rows of the UNet goes: the seconds and FLOPs of each kind of operation."""
-    given = setup.given(2)
-    setup.model(*given)
+    """Where the time of the UNet goes, with two samples: seconds and FLOPs of each kind of operation."""
+    inputs = setup.inputs(2)
+    setup.model(*inputs)
     with Stopwatch() as watch:
         for _ in range(rounds):
-            setup.model(*given)
+            setup.model(*inputs)
     return {kind: {"seconds": watch.seconds[kind] / rounds, "flops": watch.flops[kind] / rounds} for kind in KINDS}
 
 
-def three_rows(setup: Setup, theirs: Official, steps: int, seed: int) -> Tensor:
-    """The official loop: three rows of Eq. 7 in each step, diffusers' scheduler and VAE -> images (1, 3, H, H)."""
+def official_loop(setup: Setup, theirs: Official, steps: int, seed: int) -> Tensor:
+    """Sampling as in the official code: all three branches of Eq. 7 in each step, diffusers' scheduler and VAE
+    -> images (1, 3, H, H)."""
     from diffusers import DDPMScheduler
 
     generator = torch.Generator().manual_seed(seed)
@@ -242,84 +241,84 @@ def three_rows(setup: Setup, theirs: Official, steps: int, seed: int) -> Tensor:
     )
     scheduler.set_timesteps(steps)
     full = setup.model.condition(setup.images(), setup.poses())
-    null = setup.model.null_prompt.to(full.prompt.dtype)
-    assert full.pose_features and full.query_biases
-    stacked = Conditions(
-        torch.cat([null, null, full.prompt]),
-        [torch.cat([torch.zeros_like(x), x, x]) for x in full.pose_features],
-        [torch.cat([torch.zeros_like(x), torch.zeros_like(x), x]) for x in full.query_biases],
-    )
-    latents = draw((1, setup.config.unet.latent_channels, setup.size, setup.size), generator, null)
+    unconditional = Conditions(setup.model.null_prompt.to(full.prompt.dtype), None, None)
+    pose_only = dataclasses.replace(unconditional, pose_features=full.pose_features)
+    branches = Conditions.cat([unconditional, pose_only, full])
+    latents = torch.randn(1, setup.config.unet.latent_channels, setup.size, setup.size, generator=generator)
+    latents = latents.to(setup.device)
     for t in scheduler.timesteps:
-        rows = latents.repeat(3, 1, 1, 1).to(setup.dtype)
-        nothing, pose, both = theirs(rows, t.to(setup.device).repeat(3), stacked).float().chunk(3)
+        repeated = latents.repeat(3, 1, 1, 1).to(setup.dtype)
+        nothing, pose, both = theirs(repeated, t.to(setup.device).repeat(3), branches).float().chunk(3)
         noise_pred = nothing + 2.0 * (pose - nothing) + 2.0 * (both - pose)
         latents = scheduler.step(noise_pred, t, latents, generator=generator).prev_sample
     return theirs.vae.decode((latents / theirs.scale).to(setup.dtype)).sample.clamp(-1, 1)
 
 
 def equal(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Relative L2 distance of the picture from the official loop's, after three steps in fp32."""
-    theirs = setup.official()
-    scheduler, generator = Scheduler(setup.config.scheduler), torch.Generator().manual_seed(1)
-    picture = sample(setup.model, setup.vae, scheduler, setup.images(), setup.poses(), steps=3, generator=generator)
-    reference = three_rows(setup, theirs, 3, 1)
-    return {"distance": ((picture - reference).norm() / reference.norm()).item()}
+    """Relative L2 distance of the image from the official loop's, after three steps in fp32."""
+    theirs, generator = setup.official(), torch.Generator().manual_seed(1)
+    how = SamplingConfig(steps=3)
+    image = sample(setup.model, setup.vae, setup.images(), setup.poses(), how, generator=generator)
+    reference = official_loop(setup, theirs, 3, 1)
+    return {"distance": ((image - reference).norm() / reference.norm()).item()}
 
 
 def sampling(setup: Setup, rounds: int) -> dict[str, Any]:
-    """A whole picture, from the photo to the pixels: the official loop, ours, and ours with --fast."""
+    """A whole image, from the photo to the pixels: the official loop, ours, and ours with --fast."""
     theirs, compiled, size = setup.official(), setup.compiled(), default_size(setup.config.image_size)
 
-    def ours(model: CFLD = setup.model, **how: Any) -> list[Image.Image]:
-        return generate(model, setup.vae, setup.photo, setup.keypoints, **how)
+    def ours(how: SamplingConfig, model: CFLD = setup.model) -> list[Image.Image]:
+        return generate(model, setup.vae, setup.photo, setup.keypoints, how)
 
     sides: dict[str, Callable[[], object]] = {
-        "the official loop, DDPM 50, three rows": lambda: to_pictures(three_rows(setup, theirs, 50, 0), size),
-        "ours, DDPM 50": lambda: ours(steps=50),
-        "ours, --fast": lambda: ours(**FAST),
-        "ours, DDPM 50, compiled": lambda: ours(model=compiled, steps=50),
-        "ours, --fast, compiled": lambda: ours(model=compiled, **FAST),
+        "the official loop, DDPM 50, three branches": lambda: to_pictures(official_loop(setup, theirs, 50, 0), size),
+        "ours, DDPM 50": lambda: ours(PAPER),
+        "ours, --fast": lambda: ours(FAST),
+        "ours, DDPM 50, compiled": lambda: ours(PAPER, compiled),
+        "ours, --fast, compiled": lambda: ours(FAST, compiled),
     }
-    ours(steps=1), three_rows(setup, theirs, 1, 0), ours(model=compiled, steps=1)  # so that none is the first
+    one = SamplingConfig(steps=1)
+    ours(one), official_loop(setup, theirs, 1, 0), ours(one, compiled)  # the first call of each is slower
     return in_turns(sides, rounds, warm=False)
 
 
 def growth(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Seconds of two steps and the decoding: by pictures at once, of one source or as many; by side of the image."""
-    model, vae, scheduler = setup.model, setup.vae, Scheduler(setup.config.scheduler)
+    """Seconds of two steps and the decoding: by batch, with a source for each image or one for all; by image size."""
+    model, vae, how = setup.model, setup.vae, SamplingConfig(steps=2)
     found: dict[str, Any] = {"a source each": {}, "poses of one source": {}, "image": {}}
     for batch in BATCHES:
         for name, sources in (("a source each", batch), ("poses of one source", 1)):
             images, poses = setup.images(sources), setup.poses(batch)
-            act = lambda i=images, p=poses: sample(model, vae, scheduler, i, p, steps=2)  # noqa: E731
+            act = lambda i=images, p=poses: sample(model, vae, i, p, how)  # noqa: E731
             act() if batch == 1 else None
             found[name][str(batch)] = min(seconds(act) for _ in range(2 if batch < 8 else 1))
-    conditions, config = setup.given(1)[2], setup.config
-    for sixteenths in (8, 12, 16, 20, 24):
-        side = config.image_size * sixteenths // 16
+    conditions, config = setup.inputs(1)[2], setup.config
+    for side in (config.image_size * n // 16 for n in SIXTEENTHS):
         if side % (8 * config.vae.factor):
-            continue  # three halvings of the latents must be whole
+            continue  # the latents are halved three times
         model.config = dataclasses.replace(config)
-        object.__setattr__(model.config, "image_size", side)  # whatever the other parts take: they are not asked here
-        latent = side // config.vae.factor
-
-        def resized(x: Tensor, latent: int = latent) -> Tensor:
-            return F.interpolate(x.float(), scale_factor=latent / setup.size).to(setup.dtype)
-
-        def biases(x: Tensor) -> Tensor:
-            h = round(x.shape[1] ** 0.5)
-            return resized(x.transpose(1, 2).unflatten(-1, (h, h))).flatten(2).transpose(1, 2).contiguous()
-
-        made_up = Conditions(
-            conditions.prompt,
-            [resized(x) for x in conditions.pose_features or ()],
-            [biases(x) for x in conditions.query_biases or ()],
-        )
-        found["image"][str(side)] = min(
-            seconds(lambda c=made_up: denoise(model, vae, scheduler, c, steps=2)) for _ in range(2)
-        )
+        object.__setattr__(model.config, "image_size", side)  # the other parts are not used here: no interface check
+        resized = conditions_of_size(conditions, side / config.image_size)
+        act = lambda c=resized: denoise(model, vae, c, how)  # noqa: E731
+        found["image"][str(side)] = min(seconds(act) for _ in range(2))
     return found
+
+
+def conditions_of_size(conditions: Conditions, scale: float) -> Conditions:
+    """Conditions with the pose features and query biases of another image size."""
+
+    def resized(x: Tensor) -> Tensor:
+        return F.interpolate(x.float(), scale_factor=scale).to(x.dtype)
+
+    def biases(x: Tensor) -> Tensor:
+        h = round(x.shape[1] ** 0.5)
+        return resized(x.transpose(1, 2).unflatten(-1, (h, h))).flatten(2).transpose(1, 2).contiguous()
+
+    return Conditions(
+        conditions.prompt,
+        [resized(x) for x in conditions.pose_features or ()],
+        [biases(x) for x in conditions.query_biases or ()],
+    )
 
 
 SECTIONS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
@@ -333,17 +332,14 @@ SECTIONS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
-
 def spread(times: Seconds) -> str:
-    """Median (least .. most)."""
+    """Median (minimum .. maximum)."""
     return f"{statistics.median(times):.3g} ({min(times):.3g} .. {max(times):.3g})"
 
 
-def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
+def speed_page(size: str, found: dict[str, Any]) -> str:
     """docs/speed_SIZE.md."""
-    peak, config = found["peaks"], SIZES[size]
+    peak, config, precision = found["peaks"], SIZES[size], found["asked"]["precision"]
     dtype = str(PRECISIONS[precision]).removeprefix("torch.")
 
     def least(row: dict[str, Any]) -> float:
@@ -356,11 +352,11 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
         share = [f"{work / took / 1e12:.2f}", f"{least(row) / took:.0%}"] if work else ["-", "-"]
         parts.append([name, spread(row["seconds"]), f"{work / 1e9:.1f}", *share])
     unets = []
-    for rows, row in found["unet"].items():
+    for batch, row in found["unet"].items():
         theirs = statistics.median(row["seconds"]["diffusers"])
         for side, times in row["seconds"].items():
             took = statistics.median(times)
-            unets.append([rows, side, spread(times), f"{took / theirs:.2f}", f"{least(row) / took:.0%}"])
+            unets.append([batch, side, spread(times), f"{took / theirs:.2f}", f"{least(row) / took:.0%}"])
     difference = max(row["difference"] for row in found["unet"].values())
     whole = sum(row["seconds"] for row in found["profile"].values())
     kinds = []
@@ -368,98 +364,114 @@ def report(size: str, found: dict[str, Any], where: str, precision: str) -> str:
         rate = f"{row['flops'] / row['seconds'] / 1e12:.2f}" if row["flops"] else "-"
         kinds.append([kind, f"{row['seconds']:.3f}", f"{row['seconds'] / whole:.0%}", rate])
     official = statistics.median(next(iter(found["sampling"].values())))
-    pictures = [
+    images = [
         [name, spread(times), f"{official / statistics.median(times):.2f}"] for name, times in found["sampling"].items()
     ]
     lines = [
         f"# Speed: {size}, {config.image_size}x{config.image_size}, {precision}",
         "",
-        f"Made by `python benchmarks/speed.py --size {size}`. Random weights, the same on both sides, channels_last on",
-        "both; sides take turns; medians (least .. most).",
+        paragraph(
+            f"Made by `python benchmarks/speed.py sample --size {size}`. Both sides have the same random weights and "
+            "the channels_last memory format, and take turns. Medians (minimum .. maximum). Share of the peaks: the "
+            "time that products and convolutions alone would take at the peaks, divided by the measured time."
+        ),
         "",
-        where,
+        found["where"],
         "",
-        table(["peak", "TFLOP/s"], [[name, f"{value / 1e12:.2f}"] for name, value in peak.items()]),
+        table(
+            ["peak", "TFLOP/s"],
+            [[name.replace("product", "matrix product"), f"{value / 1e12:.2f}"] for name, value in peak.items()],
+        ),
         "",
-        table(["part, for one picture", "seconds", "GFLOP", "TFLOP/s",
-               "of the peaks, by its products and convolutions"], parts),
+        table(["part, for one image", "seconds", "GFLOP", "TFLOP/s", "share of the peaks"], parts),
         "",
-        table(["UNet, rows", "", "seconds", "of diffusers' time", "of the peaks"], unets),
+        table(["UNet, batch", "", "seconds", "share of diffusers' time", "share of the peaks"], unets),
         "",
-        f"compiled: with --compile. Ours and diffusers' outputs differ by {difference:.1e} at most (relative L2).",
+        f"compiled: with `--compile`. Our outputs and diffusers' differ by {difference:.1e} at most (relative L2).",
         "",
-        "Where the time of two rows goes, not compiled, each operation timed alone:",
+        "Where the time of two branches goes, not compiled, each operation timed separately:",
         "",
-        table(["operations", "seconds", "of the whole", "TFLOP/s"], kinds),
+        table(["operations", "seconds", "share", "TFLOP/s"], kinds),
         "",
-        table(["one picture, decoding included", "seconds", "times as fast"], pictures),
+        table(["one image, decoding included", "seconds", "speed-up"], images),
         "",
-        f"After three steps in fp32 from the same noise the picture differs from the official loop's by "
-        f"{found['equal']['distance']:.1e} (relative L2).",
+        paragraph(
+            "After three steps in fp32 from the same noise, the image differs from the official loop's by "
+            f"{found['equal']['distance']:.1e} (relative L2)."
+        ),
         "",
-        f"![Seconds of two steps by pictures at once, and by the side of the image](speed_{size}.png)",
+        f"![Left: seconds per image by batch size. Right: seconds by image size](speed_{size}.webp)",
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
 def draw_growth(found: dict[str, Any]) -> Image.Image:
-    """Seconds a picture of two steps and the decoding: by pictures at once on the left, by side on the right."""
+    """Seconds per image of two steps and the decoding: by batch on the left, by image size on the right."""
     image = Image.new("RGB", (1300, 420), "white")
     canvas = ImageDraw.Draw(image)
     names = ("a source each", "poses of one source")
     curves: list[Points] = [[(int(n), took / int(n)) for n, took in found[name].items()] for name in names]
     lines = [(points, colour, 2) for points, colour in zip(curves, COLOURS, strict=True)]
     legend = list(zip(names, COLOURS, strict=True))
-    draw_axes(canvas, (80, 50, 620, 350), "seconds a picture, by pictures at once", lines, legend, from_zero=True)
+    draw_axes(canvas, (80, 50, 620, 350), "seconds per image, by batch", lines, legend, from_zero=True)
     sides: Points = [(int(side), took) for side, took in found["image"].items()]
     draw_axes(
-        canvas, (730, 50, 1270, 350), "seconds, by the image's side", [(sides, COLOURS[0], 2)], [], from_zero=True
+        canvas, (730, 50, 1270, 350), "seconds, by the side of the image", [(sides, COLOURS[0], 2)], [], from_zero=True
     )
     return image
 
 
-@command
 @torch.no_grad()
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python benchmarks/speed.py", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="full", help="of the model")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of weights")
-    parser.add_argument("--rounds", type=int, default=7, help="of a comparison; whole pictures take a third of it")
-    parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
-    parser.add_argument("--only", choices=SECTIONS, help="print one section's numbers as JSON, and write nothing")
-    options = parser.parse_args(argv)
+def sample_speed(options: argparse.Namespace) -> None:
+    """Speed of sampling: parts, UNet and whole images, against diffusers.
 
-    if options.only:
+    Sections: peaks, components, unet, profile, equal (is the result the same?), sampling, growth. A later run with the
+    same options, commit and torch goes on after the last section that is done.
+
+        python benchmarks/speed.py sample
+        python benchmarks/speed.py sample --size tiny --rounds 3 --out runs/speed
+        python benchmarks/speed.py sample --device cuda
+    """
+    if options.section:
         keep_freed_memory()
-        precision = "fp32" if options.only == "equal" else options.precision
+        precision = "fp32" if options.section == "equal" else options.precision
         setup = Setup(SIZES[options.size], pick_device(options.device), PRECISIONS[precision])
-        rounds = max(options.rounds // 3, 1) if options.only == "sampling" else options.rounds
-        print(json.dumps(SECTIONS[options.only](setup, rounds)))
+        rounds = max(options.rounds // 3, 1) if options.section == "sampling" else options.rounds
+        print(json.dumps(SECTIONS[options.section](setup, rounds)))
         return
 
-    path = ROOT / "docs" / f"speed_{options.size}.json"
+    path = results_path(f"speed_{options.size}.json", options.out)
     given = {"precision": options.precision, "rounds": options.rounds, "device": str(pick_device(options.device))}
     asked = {**given, "commit": machine()["commit"], "torch": torch.__version__}
-    before = read_json(path) if path.is_file() else {}
-    found = before if before.get("asked") == asked else {"asked": asked, "where": machine_line()}
-    given["size"] = options.size
+    found = earlier_results(path, asked, where=provenance())
+    arguments = [f"--{name}={value}" for name, value in {**given, "size": options.size}.items()]
     for name in SECTIONS:
         if name not in found:
             print(name, flush=True)
-            done = subprocess.run(
-                [sys.executable, __file__, f"--only={name}", *(f"--{k}={v}" for k, v in given.items())],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            command_line = [sys.executable, __file__, "sample", f"--section={name}", *arguments]
+            done = subprocess.run(command_line, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(done.returncode)
             found[name] = json.loads(done.stdout.splitlines()[-1])
             write_json(path, found)
-    text = report(options.size, found, found["where"], options.precision)
-    write_text(path.with_suffix(".md"), text)
-    save_image(path.with_suffix(".png"), draw_growth(found["growth"]))
-    print(text)
+    page = speed_page(options.size, found)
+    write_text(docs_path(f"speed_{options.size}.md", options.out), page)
+    save_picture(docs_path(f"speed_{options.size}.webp", options.out), draw_growth(found["growth"]))
+    print(page)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser, commands = benchmark_parser(__file__, __doc__)
+    options = add_command(commands, sample_speed, name="sample")
+    options.add_argument("--size", choices=SIZES, default="full", help="of the model")
+    options.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of weights")
+    options.add_argument("--rounds", type=int, default=7, help="of a comparison; whole images take a third of them")
+    options.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    options.add_argument("--section", choices=tuple(SECTIONS), help="print one section as JSON, and write nothing")
+    parsed = parser.parse_args(argv)
+    parsed.run(parsed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Coarse-to-Fine Latent Diffusion for pose-guided person image synthesis (CVPR 2024), from scratch in plain PyTorch.
 
 import cfld
-model, vae = cfld.load()  # the bundled model; cfld.load("DIR"): another
+model, vae = cfld.load()  # the bundled model, or cfld.load("DIR")
 picture = cfld.generate(model, vae, photo, cfld.read_pose("pose.json"))[0]
 """
 
@@ -14,7 +14,7 @@ from cfld.model import CFLD, Conditions
 from cfld.photos.keypoints import keypoints_from, read_pose
 from cfld.pose import pose_maps
 from cfld.prd import PerceptionRefinedDecoder, PRDConfig
-from cfld.sampling import generate
+from cfld.sampling import SamplingConfig, generate
 from cfld.scheduler import Scheduler, SchedulerConfig
 from cfld.swin import Swin, SwinConfig
 from cfld.tools.cli import UserError
@@ -36,6 +36,7 @@ __all__ = [
     "PRDConfig",
     "PerceptionRefinedDecoder",
     "PoseAdapter",
+    "SamplingConfig",
     "Scheduler",
     "SchedulerConfig",
     "Swin",

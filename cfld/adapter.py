@@ -1,6 +1,7 @@
 """Pose adapter: H_P (Sec. 3.2, Fig. 2a; the lightweight ResNet of T2I-Adapter).
 
-A 21-channel pose map (cfld.pose) becomes three maps that are added to the ends of the UNet's first three down blocks.
+A 21-channel pose map x_p (cfld.pose) becomes three pose features. Each is added to the last map of one of the UNet's
+first three down blocks.
 
 Letters in shapes: B poses.
 """
@@ -34,7 +35,7 @@ class AdapterConfig:
 
 
 class PoseAdapter(nn.Module):
-    """Pixel-unshuffle, 1x1 convolution, then one residual block a level with average pooling between levels."""
+    """Pixel-unshuffle, 1x1 convolution, then one residual block per level, with average pooling between levels."""
 
     def __init__(self, config: AdapterConfig = AdapterConfig()):
         super().__init__()
@@ -47,7 +48,8 @@ class PoseAdapter(nn.Module):
         )
 
     def forward(self, poses: Tensor) -> list[Tensor]:
-        """poses (B, 21, 256, 256) in [0, 1] -> pose features (B, 320, 64, 64), (B, 640, 32, 32), (B, 1280, 16, 16)."""
+        """poses (B, 21, 256, 256) in [0, 1] -> pose features, finest first: (B, 320, 64, 64), (B, 640, 32, 32),
+        (B, 1280, 16, 16)."""
         x = self.conv_in(F.pixel_unshuffle(poses, self.config.patch_size))
         pose_features = []
         for level, resnet in enumerate(self.resnets):

@@ -1,4 +1,8 @@
-"""Model folders: load, save, and the bundled model."""
+"""Model folders, which all commands share: config.json, model.safetensors and vae.safetensors.
+
+A folder of parts, as --stage vae and --stage source write it, has vae.safetensors, perhaps source_encoder.safetensors,
+and no model.safetensors.
+"""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -7,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfld.config import CFLDConfig, read_config, to_dict
+from cfld.baselines import build, read_config, to_dict
+from cfld.config import CFLDConfig
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic, write_json
@@ -18,8 +23,9 @@ from cfld.vae import VAE
 def assign(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> None:
-    """Put tensors into a module (one on the meta device as well) by name, all of them and no others. Floating-point
-    ones take the dtype, if one is given. Raises UserError that counts what is missing, unexpected or reshaped."""
+    """Let a module, such as one on the meta device, hold these tensors, without a copy; floating-point ones in the
+    dtype, if one is given. Raises UserError, which names the source and counts what is wrong, unless the names are
+    exactly the module's and each shape is right."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -37,7 +43,7 @@ def assign(
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
-            f"check that it is the right file and that the config (--config) has its widths"
+            f"check that it is the right file, and that the config (--config) has its widths"
         )
     if dtype is not None:
         tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
@@ -45,8 +51,8 @@ def assign(
 
 
 def bundled() -> Path:
-    """The folder of the model that comes with the package: inside it (a wheel), or beside it (a source tree, which an
-    editable install reads as well). Raises UserError if it was not made."""
+    """The folder of the bundled model: inside of the package (in a wheel) or beside it (in a source tree). Raises
+    UserError if this installation has none."""
     package = Path(str(resources.files("cfld")))
     inside, beside = (folder / "weights" / "tiny" for folder in (package, package.parent))
     for folder in (inside, beside):
@@ -54,17 +60,23 @@ def bundled() -> Path:
             return folder
     raise UserError(
         f"the bundled model is not in this installation: neither {inside} nor {beside} holds a config.json; "
-        f"run make tiny in the source tree (a wheel is then to be built again), or name another model folder"
+        f"run make tiny in the source tree (and build the wheel again), or name another model folder"
     )
 
 
 def load(
-    folder: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> tuple[CFLD, VAE]:
-    """Read a model folder: config.json, model.safetensors, vae.safetensors. None: the bundled model.
+    """Read a model folder.
 
-    Returns the model and its VAE in eval mode on the device, in the dtype. Raises UserError if a file is missing,
-    damaged, or does not fit the config.
+    folder: None for the bundled model
+    device, dtype: where and as what to hold the weights
+    channels_last: hold the weights of convolutions in torch's channels_last memory format, which samples faster
+    -> the model and its VAE, in eval mode
+    Raises UserError if a file is missing, damaged, or does not fit the config.
     """
     folder = bundled() if folder is None else Path(folder)
     if not folder.is_dir():
@@ -72,29 +84,33 @@ def load(
     for name in ("config.json", "model.safetensors", "vae.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder} is not a whole model folder: {name} is missing; make or copy the folder again "
-                f"(what --stage vae and --stage source make holds parts alone: train on from it with --init)"
+                f"{folder} is not a complete model folder: {name} is missing; make or copy the folder again "
+                f"(--stage vae and --stage source write folders of parts: train on from these with --init)"
             )
-    config = read_config(folder / "config.json")
     with torch.device("meta"):
-        model, vae = CFLD(config), VAE(config.vae)
-    for module, path in ((model, folder / "model.safetensors"), (vae, folder / "vae.safetensors")):
-        assign(module, read_safetensors(path, dtype)[0], path)
+        model = build(read_config(folder / "config.json"))
+    assign(model, read_safetensors(folder / "model.safetensors", dtype)[0], folder / "model.safetensors")
     model.freeze()
-    return model.to(device).eval(), vae.to(device).eval()
+    vae = load_vae(folder, dtype)
+    for module in (model, vae):
+        module.to(device).eval()
+        if channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, vae
 
 
-def load_vae(folder: str | Path) -> VAE:
-    """The VAE of a folder that may hold nothing else: config.json, vae.safetensors."""
-    path = Path(folder) / "vae.safetensors"
-    vae = VAE(read_config(Path(folder) / "config.json").vae)
-    assign(vae, read_safetensors(path, torch.float32)[0], path)
+def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
+    """The VAE of a model folder, or of a folder that holds nothing but a VAE and config.json."""
+    folder = Path(folder)
+    with torch.device("meta"):
+        vae = VAE(read_config(folder / "config.json").vae)
+    assign(vae, read_safetensors(folder / "vae.safetensors", dtype)[0], folder / "vae.safetensors")
     return vae
 
 
 def save_parts(folder: str | Path, config: CFLDConfig, *, replace: bool = False, **parts: nn.Module) -> None:
     """Write config.json and NAME.safetensors of each part, such as vae and source_encoder: all files or none. Raises
-    UserError if the folder exists already, unless replace."""
+    UserError if the folder exists, unless replace."""
     with atomic(folder, replace) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", to_dict(config))
@@ -103,7 +119,7 @@ def save_parts(folder: str | Path, config: CFLDConfig, *, replace: bool = False,
 
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:
-    """Write a model folder that load() reads, as save_parts does."""
+    """Write a model folder that load() reads: all files or none. Raises UserError if it exists, unless replace."""
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
     save_parts(folder, model.config, replace=replace, model=model, vae=vae)

@@ -2,11 +2,11 @@
 
     Q = W_q F_h,  K = W_k F_d^out,  V = W_v F_d^out,  B = phi_A(f_l),  F_o = softmax((Q + B) K^T / sqrt(d)) V
 
-This file is phi_A: one branch for each cross-attention of the UNet's up path turns a source feature f_l into that
-attention's query bias B. The sum Q + B stands in cfld.unet.Attention. Convolutions that start at zero bracket each
-branch, so a fresh H_A gives biases of exactly 0 and textures come in only slowly: coarse to fine.
+This file is phi_A: for each cross-attention of the UNet's up path, one branch turns a source feature f_l into the query
+bias B. Q + B and the rest of Eq. 4 stand in cfld.unet.Attention. Each branch begins and ends with a convolution that
+starts at zero, so a fresh H_A gives biases of exactly 0, and textures enter slowly: coarse to fine.
 
-Letters in shapes: B images, C channels of f_l, h x w its positions, N = h * w tokens, D width inside a branch.
+Letters in shapes: B images, C channels of f_l, h x w its positions, N = h * w tokens, D width inside of a branch.
 Table 1's K is HGAConfig.depth.
 """
 
@@ -22,15 +22,15 @@ from cfld.unet import Attention, FeedForward
 @dataclass(frozen=True)
 class HGAConfig:
     source_widths: tuple[int, ...] = (128, 256, 512)  # of f_1, f_2, f_3
-    output_widths: tuple[int, ...] = (1280, 640, 320)  # of the UNet's up levels in its order, which begins with f_3's
-    branches: int = 3  # cross-attentions a level
+    output_widths: tuple[int, ...] = (1280, 640, 320)  # of the UNet's up levels in execution order: for f_3, f_2, f_1
+    branches: int = 3  # per level: one for each of its cross-attentions
     depth: int = 4
     head_width: int = 32
 
     def __post_init__(self) -> None:
         if len(self.source_widths) != len(self.output_widths):
             found = f"{self.source_widths} and {self.output_widths}"
-            raise ValueError(f"hga.source_widths and hga.output_widths must be equally long, found {found}")
+            raise ValueError(f"hga.source_widths and hga.output_widths must have equal length, found {found}")
         double = 2 * self.head_width
         if any(width % double for width in self.source_widths):
             raise ValueError(
@@ -84,7 +84,7 @@ class HGABranch(nn.Module):
 
 
 class HybridGranularityAttention(nn.Module):
-    """All query biases of the UNet's up path from the source features, coarse to fine."""
+    """All query biases of the UNet's up path, from the source features."""
 
     def __init__(self, config: HGAConfig = HGAConfig()):
         super().__init__()
@@ -97,11 +97,11 @@ class HybridGranularityAttention(nn.Module):
         )
 
     def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
-        """Make the query biases of Eq. 4.
+        """Compute the query biases B of Eq. 4.
 
-        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), and an f_4 that is left alone
-        -> nine query biases in the order the UNet meets them: three of (B, 256, 1280) from f_3, three of
-            (B, 1024, 640) from f_2, three of (B, 4096, 320) from f_1
+        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), and f_4, which is not used
+        -> nine query biases in execution order: three of (B, 256, 1280) from f_3, three of (B, 1024, 640) from f_2,
+            three of (B, 4096, 320) from f_1
         """
         coarse_to_fine = reversed(source_features[: len(self.levels)])
         return [branch(f) for f, level in zip(coarse_to_fine, self.levels, strict=True) for branch in level]  # type: ignore[attr-defined]

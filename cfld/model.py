@@ -1,8 +1,8 @@
-"""CFLD: the parts composed (Sec. 3.2, Fig. 2a), its conditions, and model folders on disk.
+"""CFLD: the parts composed (Sec. 3.2, Fig. 2a), and the conditions of its UNet.
 
     F_s = H_S(x_s),  F_d^out = H_D(f_4),  B = H_A(f_1..f_3),  pose features = H_P(x_p),  eps_theta = H_N(z_t, t, ...)
 
-Letters in shapes: B rows, S source images, Q prompt tokens, D their width.
+Letters in shapes: B samples, S source images, Q prompt tokens, D their width, N tokens of a map, C channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cfld.adapter import PoseAdapter
-from cfld.baselines.b1_to_b5 import substitutes
 from cfld.config import CFLDConfig
 from cfld.hga import HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.scheduler import Scheduler
 from cfld.swin import Swin
-from cfld.unet import UNet, repeat_rows
+from cfld.unet import UNet
+
+RECIPES = ("paper", "released")
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Conditions:
 
     def where(self, keep: Tensor, other: "Conditions") -> "Conditions":
         """Sample i of self where keep (B,) is True, of other (B samples, or 1 for all) where it is False."""
-        return _combine(lambda own, its: torch.where(_column(keep, own), own, its), [self, other])
+        return _combine(lambda x, y: torch.where(_column(keep, x), x, y), [self, other])
 
     def lerp(self, other: "Conditions", weights: Tensor) -> "Conditions":
         """The line between two conditions of one sample each: weights (n,) -> n samples; at a weight of 0 exactly self,
         at 1 exactly other."""
-        return _combine(lambda own, its: torch.lerp(own, its, _column(weights.to(own), own)), [self, other])
+        return _combine(lambda x, y: torch.lerp(x, y, _column(weights.to(x), x)), [self, other])
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _combine(change: Callable[..., Tensor], parts: Sequence[Conditions]) -> Conditions:
-    """Apply change to the corresponding tensors of all parts. What is None in some parts alone is zeros there."""
+    """Apply change to the corresponding tensors of all parts. What some parts have and others not is zeros there."""
 
     def combined(tensors: list[list[Tensor] | None]) -> list[Tensor] | None:
         given = next((x for x in tensors if x is not None), None)
@@ -84,26 +85,23 @@ def _combine(change: Callable[..., Tensor], parts: Sequence[Conditions]) -> Cond
 
 
 class CFLD(nn.Module):
-    """The paper's model. What trains is decided by config.unet_trainable: requires_grad is False on the frozen part."""
+    """The paper's model. config.unet_trainable says what trains: requires_grad is False for the frozen part."""
 
-    def __init__(self, config: CFLDConfig = CFLDConfig()):
+    def __init__(self, config: CFLDConfig = CFLDConfig(), unet: UNet | None = None, source_encoder: Swin | None = None):
+        """unet, source_encoder: pretrained parts, or None: random weights, as for all other parts."""
         super().__init__()
         self.config, self.scheduler = config, Scheduler(config.scheduler)
-        self.source_encoder = Swin(config.swin)
+        self.source_encoder = Swin(config.swin) if source_encoder is None else source_encoder
         self.prd = PerceptionRefinedDecoder(config.prd)
         self.hga = HybridGranularityAttention(config.hga)
         self.pose_adapter = PoseAdapter(config.adapter)
-        self.unet = UNet(config.unet)
+        self.unet = UNet(config.unet) if unet is None else unet
         self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
-        for name, part in substitutes(config).items():  # none, but in the baselines of Table 3
-            setattr(self, name, part)
         self.freeze()
 
     def freeze(self) -> None:
-        """Set requires_grad: everything but the UNet (and baseline B2's CLIP) trains, and of the UNet what
-        config.unet_trainable says."""
+        """Set requires_grad: everything trains, but of the UNet only what config.unet_trainable says."""
         self.requires_grad_(True)
-        self.source_encoder.requires_grad_(self.config.prompt != "clip")
         if self.config.unet_trainable == "all":
             return
         self.unet.requires_grad_(False)
@@ -114,61 +112,56 @@ class CFLD(nn.Module):
                 attention.to_v.requires_grad_(True)
                 attention.to_q.requires_grad_(self.config.unet_trainable == "cross_qkv")
 
+    def encode_source(self, source_images: Tensor, depth_draws: Tensor | None = None) -> Conditions:
+        """Encode who. Arguments as condition's -> Conditions of S samples, without a pose."""
+        source_features = self.source_encoder(source_images, depth_draws)
+        return Conditions(self.prd(source_features[-1]), None, self.hga(source_features))
+
     def condition(self, source_images: Tensor, poses: Tensor, depth_draws: Tensor | None = None) -> Conditions:
-        """Encode who (source_images) and how (poses), once an image.
+        """Encode who (source_images) and how (poses), once per image.
 
         source_images (S, 3, 256, 256) in [-1, 1]
-        poses (B, 21, 256, 256) in [0, 1], B a multiple of S: row i goes with source i mod S, so that one source
-            serves many poses, and training's two halves share their sources
+        poses (B, 21, 256, 256) in [0, 1], B a multiple of S: pose i goes with source i mod S, so that one source serves
+            many poses, and the two halves of a training batch share their sources
         depth_draws (S, 2 * blocks) in [0, 1) or None: see Swin
-        -> Conditions of B rows
+        -> Conditions of B samples
         """
-        rows, sources = len(poses), len(source_images)
-        if rows % sources:
+        samples, sources = len(poses), len(source_images)
+        if samples % sources:
             raise ValueError(
-                f"the number of poses must be a multiple of the number of source images, found {rows} and {sources}"
+                f"the number of poses must be a multiple of the number of source images, found {samples} and {sources}"
             )
-        source_features = self.source_encoder(source_images, depth_draws)
-        prompt = self.prd(source_features[-1])
-        query_biases = None if self.hga is None else self.hga(source_features)
-        copies = rows // sources
-        return Conditions(
-            prompt.repeat(copies, 1, 1),
-            self.pose_adapter(poses),
-            query_biases and [bias.repeat(copies, 1, 1) for bias in query_biases],
-        )
+        source = self.encode_source(source_images, depth_draws).repeat(samples // sources)
+        return replace(source, pose_features=self.pose_adapter(poses))
 
     def drop(self, conditions: Conditions, dropped: Tensor, recipe: str) -> Conditions:
-        """Drop the conditions of some rows, for the sake of Eq. 7 (Sec. 3.3 and 4.1).
+        """Drop the conditions of some samples, which trains the unconditional branches of Eq. 7 (Sec. 3.3 and 4.1).
 
         dropped (B,) bool
-        recipe: "paper" drops source and pose together (unconditional prompt, no biases, no pose features), which
-            trains Eq. 7's row without either; "released", as the released checkpoints were trained, the prompt alone,
-            which with query biases is none of its rows, and without (B1 to B4) the row of the pose without a source.
-            Else no recipe trains that one: it has no weight where w_pose = w_app.
+        recipe: "paper" drops source and pose together: unconditional prompt, no pose features, no query biases. This
+            trains the unconditional branch; the pose-only branch, which it does not train, has weight 0 where w_pose =
+            w_app. "released" drops the prompt alone, as the released checkpoints were trained: with query biases that
+            is no branch of Eq. 7, without (B1 to B4) it is the pose-only branch.
         """
-        if recipe not in ("paper", "released"):
-            raise ValueError(f"the recipe of dropping must be paper or released, found {recipe!r}")
-        nothing = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
-        kept = conditions.where(~dropped, nothing)
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe must be {' or '.join(RECIPES)}, found {recipe!r}")
+        unconditional = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
         if recipe == "paper":
-            return kept
-        if self.config.prompt == "multi_scale":  # of B1 the biases are the prompt
-            return replace(kept, pose_features=conditions.pose_features)
-        return replace(conditions, prompt=kept.prompt)
+            return conditions.where(~dropped, unconditional)
+        prompts = replace(conditions, pose_features=None, query_biases=None).where(~dropped, unconditional)
+        return replace(conditions, prompt=prompts.prompt)
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """noisy_latents z_t (B, 4, 64, 64), timesteps (B,) integers, conditions of B rows -> noise_pred, as z_t.
+        """Predict the noise in z_t.
 
-        Rows that share z_t, as those of guidance, may be given once: see UNet.forward. Of a UNet that predicts the
-        velocity (TINY's), the noise that it implies is returned."""
-        prompt, pose_features, query_biases = conditions.prompt, conditions.pose_features, conditions.query_biases
-        if self.config.prompt == "multi_scale" and query_biases is not None:
-            up_prompts = [prompt + bias for bias in query_biases]
-            predicted = self.unet(noisy_latents, timesteps, prompt, pose_features, up_prompts=up_prompts)
-        else:
-            predicted = self.unet(noisy_latents, timesteps, prompt, pose_features, query_biases)
+        noisy_latents z_t (B, 4, 64, 64)
+        timesteps (B,) integers, or (1,), one for all samples
+        conditions of B samples
+        -> noise_pred (B, 4, 64, 64); of a UNet that predicts the velocity, the noise that it implies, in float32
+        """
+        predicted = self.unet(
+            noisy_latents, timesteps, conditions.prompt, conditions.pose_features, conditions.query_biases
+        )
         if self.config.scheduler.prediction_type == "epsilon":
             return predicted
-        latents, alpha_bar = (repeat_rows(x, len(prompt)) for x in (noisy_latents, self.scheduler.alpha_bar(timesteps)))
-        return self.scheduler.noise_of_velocity(predicted, latents, alpha_bar)
+        return self.scheduler.noise_of_velocity(predicted, noisy_latents, self.scheduler.alpha_bar(timesteps))

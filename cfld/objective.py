@@ -3,7 +3,7 @@
     L_overall = L_mse + L_rec  (Eq. 6): the target from its source (Eq. 3), and the source from itself (Eq. 5)
 
 All random numbers of a step are drawn beforehand, by one generator per pair: the loss is a pure function of weights,
-batch and noise.
+batch and noise. (Which pairs a step takes is random as well: cfld.data.batch.StepOrder.)
 
 Letters in shapes: B pairs, which make 2B samples: every source from itself, then every target from its source. C latent
 channels, h x w positions of the latents, H side of an image, S side of a source image.
@@ -24,11 +24,12 @@ from cfld.pose import pose_maps
 from cfld.vae import VAE
 
 DROP_RATE = 0.2  # eta of Sec. 3.3
+ENCODED_IMAGES = 8  # at a time, so that the VAE's activations stay small
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """Everything random in a step of B pairs."""
+    """Everything random in a step, but for the choice of its B pairs."""
 
     flips: Tensor  # (B,) uniform: the source encoder's image is mirrored where < 0.5
     depth: Tensor  # (B, branches) uniform: stochastic depth of the source encoder
@@ -61,26 +62,26 @@ def step_noise(seed: int, step: int, places: range, config: CFLDConfig) -> StepN
 
 
 def encode(vae: VAE, batch: Batch, noise: Tensor) -> Tensor:
-    """The scaled latents z_0 (2B, C, h, w) of a batch's images, eight at a time, or of their cached moments.
+    """The scaled latents z_0 (2B, C, h, w) of a batch's images, or of their cached moments.
 
-    noise (2B, C, h, w): picks the sample of the posterior
+    noise (2B, C, h, w): N(0, 1), for the sample of the VAE's posterior
     """
     if batch.moments is not None:
         mean, logvar = batch.moments.float().chunk(2, dim=1)
         return vae.sample(mean, logvar, noise)
     assert batch.images is not None
     with torch.no_grad():
-        moments = [vae.moments(to_range(images)) for images in batch.images.split(8)]
+        moments = [vae.moments(to_range(images)) for images in batch.images.split(ENCODED_IMAGES)]
     mean, logvar = (torch.cat(parts).float() for parts in zip(*moments, strict=True))
     return vae.sample(mean, logvar, noise)
 
 
 def timestep_weights(alpha_bars: Tensor, prediction_type: str = "epsilon", min_snr: float = 0.0) -> Tensor:
-    """The weight of a sample's squared error of the noise; alpha_bars of any shape -> the same shape.
+    """The weight of a sample's squared noise error; alpha_bars of any shape -> the same shape.
 
-    With SNR = abar / (1 - abar), the error of the noise is SNR times the error of z_0, and the error of the velocity is
-    SNR + 1 times it. The paper weighs all timesteps by 1, in terms of the noise. Where the UNet predicts the velocity,
-    the error of the velocity is weighed by 1. min_snr bounds the weight in terms of z_0 (Hang et al. 2023, Sec. 3.4).
+    The paper's weight is 1. A model of the velocity weighs the velocity's error by 1, which is (SNR + 1) / SNR times
+    the noise error, with SNR = abar / (1 - abar). In terms of the error of z_0 these weights are SNR and SNR + 1, and
+    min_snr caps them (Hang et al. 2023, Sec. 3.4, for the noise; for the velocity they cap SNR, not SNR + 1).
     """
     snr = alpha_bars / (1 - alpha_bars)
     return (snr + (prediction_type == "v_prediction")).clamp(max=min_snr or torch.inf) / snr
@@ -108,7 +109,7 @@ def mirror(source_images: Tensor, flips: Tensor) -> Tensor:
 def training_loss(
     model: CFLD, vae: VAE, batch: Batch, noise: StepNoise, recipe: str = "paper", min_snr: float = 0.0
 ) -> Tensor:
-    """Eq. 3 and 5 in one forward over 2B samples -> their mean, which is half of Eq. 6's sum.
+    """Eq. 3 and 5 in one forward over 2B samples -> their mean: half of Eq. 6, which is their sum.
 
     recipe: which conditions are dropped together, see CFLD.drop
     min_snr: see timestep_weights; 0 is the paper's

@@ -1,7 +1,7 @@
 """Perception-refined decoder: H_D (Sec. 3.2, Fig. 2b, Table 1: R = 8, Q = 16, C = 768).
 
-Q learnt queries F_d^in look at the coarsest source feature f_4 through R blocks and become the coarse-grained prompt
-F_d^out: what a text encoder's tokens are to Stable Diffusion.
+Q learnt queries F_d^in attend to the coarsest source feature f_4 in R blocks and become the coarse-grained prompt
+F_d^out, which takes the place of a text encoder's tokens.
 
 Letters in shapes: B images, Q queries, D their width (Table 1's C), C channels of f_4, M = h * w its positions.
 """
@@ -30,7 +30,8 @@ class PRDConfig:
 
 
 class PRDBlock(nn.Module):
-    """One refinement: the queries look at the source, then at each other, then think."""
+    """The queries attend to the source, then to each other, then feed-forward; each after a LayerNorm, each with a
+    residual."""
 
     def __init__(self, width: int, num_heads: int, source_width: int):
         super().__init__()
@@ -43,7 +44,7 @@ class PRDBlock(nn.Module):
 
     def forward(self, queries: Tensor, query_positions: Tensor, source_tokens: Tensor) -> Tensor:
         """queries (B, Q, D), query_positions (Q, D), source_tokens (B, M, C) -> (B, Q, D)."""
-        queries = queries + query_positions  # stays in the residual stream, twice a block: not DETR's scheme
+        queries = queries + query_positions  # they stay in the residual stream, twice per block, unlike DETR's
         queries = queries + self.cross_attention(self.norm1(queries), source_tokens)
         queries = queries + query_positions
         queries = queries + self.self_attention(self.norm2(queries))

@@ -1,9 +1,18 @@
-"""Sampling: Eq. 7."""
+"""Sampling: cumulative classifier-free guidance (Sec. 3.3, Eq. 7), the loop over timesteps, and images from photos.
+
+    generate    a photo and keypoints -> pictures (PIL)
+    sample      source images and pose maps -> images (tensors)
+    denoise     Conditions -> images, optionally with a part of another image kept (Sec. 4.6)
+
+Letters in shapes: B samples, S source images, R branches of Eq. 7 whose weight is not 0, Q prompt tokens of width D,
+C latent channels, h x w positions of the latents.
+"""
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,164 +25,231 @@ from cfld.model import CFLD, Conditions
 from cfld.photos.crop import fitted
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.pose import FRAME, pose_maps
-from cfld.scheduler import SAMPLERS, Scheduler
+from cfld.samplers import SAMPLERS, Past
+from cfld.scheduler import Scheduler
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import to_rgb, turned_upright
 from cfld.vae import VAE
 
-DECODED_PIXELS = 2**19  # at a time: two pictures of 512x512, whose decoder then needs a GiB in half precision
+SCALE_LIMIT = 100  # of guidance, either sign
+DECODED_PIXELS = 2**19  # at a time: two images of 512x512, for which the decoder needs a GiB in half precision
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
+OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
+
+
+def _is_number(value: object, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample; the defaults are the paper's. Raises UserError for a value that has no meaning."""
+
+    steps: int = 50
+    sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS
+    pose_scale: float = 2.0  # w_pose of Eq. 7
+    appearance_scale: float = 2.0  # w_app of Eq. 7
+    # The timesteps (lowest, highest) at which Eq. 7 is used; at others the fully conditional branch stands alone.
+    guidance_interval: tuple[float, float] = (0, math.inf)
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.steps, numbers.Integral) or self.steps < 1:
+            raise UserError(f"steps must be a whole number of at least 1, found {str(self.steps)[:60]}")
+        if self.sampler not in list(SAMPLERS):
+            raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, found {str(self.sampler)[:60]!r}")
+        for name in ("pose_scale", "appearance_scale"):
+            scale = getattr(self, name)
+            if not _is_number(scale) or not abs(scale) <= SCALE_LIMIT:
+                limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
+                raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
+        interval = self.guidance_interval
+        if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
+            found = " ".join(map(str, interval))
+            raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
+
+    def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
+        """Raise UserError, about the option of this name, if the model's schedule has too few timesteps."""
+        most = config.scheduler.num_timesteps - 1
+        if self.steps > most:
+            raise UserError(f"{name} must be within 1 .. {most}, found {self.steps}")
+
+
+PAPER = SamplingConfig()
+FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the latents of a picture are to be wherever they are not painted (Sec. 4.6; docs/editing.md)."""
+    """An image that is kept outside a mask (Sec. 4.6, not quite as printed: docs/editing.md)."""
 
-    latents: Tensor  # (1, 4, h, w): z_ref,0
-    mask: Tensor  # (1, 1, h, w) bool, True where the model paints
+    latents: Tensor  # (1, C, h, w) in float32: z_ref,0
+    mask: Tensor  # (1, 1, h, w) bool: True where the model generates
+
+    def paste(self, latents: Tensor, kept: Tensor) -> Tensor:
+        """latents (B, C, h, w) inside the mask, kept (B or 1, C, h, w) outside."""
+        return torch.where(self.mask, latents, kept)
+
+    def start(self, scheduler: Scheduler, noise: Tensor, t: int) -> Tensor:
+        """noise (B, C, h, w) -> z_t to start from: the noise inside the mask; z_ref,t of Eq. 1, with it, outside."""
+        return self.paste(noise, scheduler.add_noise(self.latents, noise, torch.tensor([t], device=noise.device)))
+
+    def keep(self, scheduler: Scheduler, latents: Tensor, noise_pred: Tensor, t: int) -> Tensor:
+        """z_t and noise_pred (B, C, h, w) -> noise_pred; outside the mask, the noise that leads from z_t to z_ref,0."""
+        return self.paste(noise_pred, scheduler.implied_noise(latents, self.latents, t))
 
 
 def guidance(
     conditions: Conditions, null_prompt: Tensor, pose_scale: float, appearance_scale: float
 ) -> tuple[list[float], Conditions]:
-    """Eq. 7 as a weighted sum over three kinds of row; those of weight 0 are left out.
+    """Eq. 7 as a weighted sum over three branches; those of weight 0 are left out.
 
         eps_t =     (1 - w_pose) eps(z_t, t, 0,   0)
             + (w_pose - w_app) eps(z_t, t, 0,   x_tp)
             +            w_app eps(z_t, t, x_s, x_tp)
 
-    conditions of B rows, null_prompt (1, Q, D) -> R weights, and conditions of R * B rows, one kind after the other.
-    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal ones it counts, and no training of
-    the whole method has had it (CFLD.drop).
+    conditions of B samples, null_prompt (1, Q, D) -> R weights, and the R branches, one after the other: R * B samples.
+    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal scales that branch counts, and no
+    recipe trains it (CFLD.drop).
     """
-    prompt, poses, biases = conditions.prompt, conditions.pose_features, conditions.query_biases
-    unconditional = null_prompt.to(prompt.dtype).expand_as(prompt)
-    kinds = [
-        (1 - pose_scale, Conditions(unconditional, None, None)),
-        (pose_scale - appearance_scale, Conditions(unconditional, poses, None)),
-        (appearance_scale, Conditions(prompt, poses, biases)),
-    ]
-    rows = [(weight, kind) for weight, kind in kinds if weight != 0]
-
-    def stack(parts: list[list[Tensor] | None], full: list[Tensor] | None) -> list[Tensor] | None:
-        if full is None or all(part is None for part in parts):
-            return None
-        filled = [part or [torch.zeros_like(x) for x in full] for part in parts]
-        return [torch.cat(tensors) for tensors in zip(*filled, strict=True)]
-
-    return [weight for weight, _ in rows], Conditions(
-        torch.cat([kind.prompt for _, kind in rows]),
-        stack([kind.pose_features for _, kind in rows], poses),
-        stack([kind.query_biases for _, kind in rows], biases),
-    )
+    prompt = null_prompt.to(conditions.prompt.dtype).expand_as(conditions.prompt)
+    unconditional = Conditions(prompt, None, None)
+    pose_only = replace(unconditional, pose_features=conditions.pose_features)
+    weights = (1 - pose_scale, pose_scale - appearance_scale, appearance_scale)
+    branches = zip(weights, (unconditional, pose_only, conditions), strict=True)
+    counted = [(weight, branch) for weight, branch in branches if weight != 0]
+    return [weight for weight, _ in counted], Conditions.cat([branch for _, branch in counted])
 
 
-def draw(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Generator] | None, like: Tensor) -> Tensor:
-    """Noise (B, 4, h, w), float32, on the device of like: from one generator, or one a row, so that a picture does not
-    depend on its neighbours in the batch."""
+def guided_noise(model: CFLD, latents: Tensor, t: int, weights: list[float], branches: Conditions) -> Tensor:
+    """z_t (B, C, h, w), R weights and branches as guidance gives them -> eps_t of Eq. 7 (B, C, h, w) in float32."""
+    repeated = torch.cat([latents.to(model.unet.conv_in.weight)] * len(weights))
+    timesteps = torch.full((len(repeated),), t, device=repeated.device)
+    noise_pred = model(repeated, timesteps, branches).float().chunk(len(weights))
+    first, *rest = (weight * eps for weight, eps in zip(weights, noise_pred, strict=True))
+    return sum(rest, start=first)
+
+
+def draw_noise(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    """Normal noise (B, C, h, w), float32, on the device. With one generator per image, an image does not depend on the
+    others in its batch. Raises UserError unless there are B generators."""
     if isinstance(generator, Sequence):
-        return torch.cat([draw((1, *shape[1:]), one, like) for one in generator])
-    device = generator.device if generator is not None else "cpu"
-    return torch.randn(tuple(shape), generator=generator, device=device).to(like.device)
+        if len(generator) != shape[0]:
+            raise UserError(f"generators must be one, or one per image, {shape[0]}, found {len(generator)}")
+        return torch.cat([draw_noise((1, *shape[1:]), one, device) for one in generator])
+    source = generator.device if generator is not None else "cpu"
+    return torch.randn(tuple(shape), generator=generator, device=source).to(device)
 
 
-@torch.no_grad()
-def sample(model: CFLD, vae: VAE, scheduler: Scheduler, source_images: Tensor, poses: Tensor, **how: Any) -> Tensor:
-    """Paint the people of source_images in the poses: from z_T ~ N(0, I) to z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
-
-    source_images (S, 3, 256, 256) in [-1, 1]
-    scheduler: that of model.config
-    poses (B, 21, 256, 256) in [0, 1], B a multiple of S: picture i shows source i mod S
-    how: what denoise takes
-    -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
-    """
-    weight = model.unet.conv_in.weight
-    conditions = model.condition(source_images.to(weight), poses.to(weight))
-    return denoise(model, vae, scheduler, conditions, **how)
+def decode(vae: VAE, latents: Tensor) -> Tensor:
+    """latents (B, C, h, w) -> images (B, 3, 512, 512) in [-1, 1], in the VAE's dtype, a few at a time. Raises UserError
+    if there are latents that are not finite."""
+    if not latents.isfinite().all():
+        raise UserError(
+            "the sampled latents must be finite numbers, found others: take another --precision, lower scales, or "
+            "another model folder"
+        )
+    at_a_time = max(DECODED_PIXELS // (latents.shape[-1] * vae.config.factor) ** 2, 1)
+    parts = latents.to(next(vae.parameters())).split(at_a_time)
+    return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
 
 
 @torch.no_grad()
 def denoise(
     model: CFLD,
     vae: VAE,
-    scheduler: Scheduler,
     conditions: Conditions,
+    config: SamplingConfig = PAPER,
     *,
-    steps: int = 50,
-    sampler: str = "ddpm",
-    pose_scale: float = 2.0,
-    appearance_scale: float = 2.0,
-    guidance_interval: tuple[float, float] = (0, math.inf),
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
     reference: Reference | None = None,
     progress: bool = False,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
-    """Paint what conditions of B rows say.
+    """From noise z_T to clean latents z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
 
-    steps, sampler: how many steps of which of SAMPLERS; the paper's is DDPM with 50
-    pose_scale, appearance_scale: w_pose and w_app of Eq. 7
-    guidance_interval: the timesteps (lowest, highest) at which Eq. 7 is used; at others the full row stands alone
-    generator: one, or a list of one a picture; None draws from torch's global one
-    reference: what is kept where a mask says so; None: nothing
-    on_step: called after step i = 0, 1, ... with i and the x_0 predicted there, (B, 4, 64, 64); what it raises ends all
+    conditions of B samples
+    generator: one, or a list of one per image; None draws from torch's global generator
+    reference: what to keep outside a mask; None keeps nothing
+    progress: whether to show a progress bar
+    on_step: called after each step; an exception that it raises ends the sampling
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
+    Raises UserError if the VAE or the number of steps does not fit the model, or the latents are not finite.
     """
-    if scheduler.config != model.config.scheduler:
-        raise UserError(f"the scheduler must be the model's, {model.config.scheduler}, found {scheduler.config}")
+    config.check_steps(model.config)
     if vae.config != model.config.vae:
         raise UserError(f"the VAE must be the model's, {model.config.vae}, found {vae.config}")
-    if sampler not in SAMPLERS:
-        raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
-    spacing, take_step = SAMPLERS[sampler]
-    weight, batch = model.unet.conv_in.weight, len(conditions.prompt)
-    guided = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
-    lowest, highest = guidance_interval
-    size = model.config.image_size // model.config.vae.factor
-    latents = draw((batch, model.config.unet.latent_channels, size, size), generator, weight)
+    scheduler, sampler = model.scheduler, SAMPLERS[config.sampler]
+    timesteps = scheduler.sampling_timesteps(config.steps, sampler.spacing)
+    guided = guidance(conditions, model.null_prompt, config.pose_scale, config.appearance_scale)
+    lowest, highest = config.guidance_interval
+    side, device = model.config.image_size // vae.config.factor, model.null_prompt.device
+    shape = (len(conditions), model.config.unet.latent_channels, side, side)
 
-    timesteps = scheduler.sampling_timesteps(steps, spacing)
+    latents = draw_noise(shape, generator, device)
     if reference is not None:
-        start = torch.full((batch,), timesteps[0], device=latents.device)
-        kept = reference.latents.float().expand_as(latents)
-        latents = torch.where(reference.mask, latents, scheduler.add_noise(kept, latents, start))
-    past: list[tuple[int, Tensor]] = []
-    for t, t_next in tqdm(
-        list(zip(timesteps, [*timesteps[1:], -1], strict=True)), desc="sampling", unit="step", disable=not progress
-    ):
-        weights, stacked = guided if lowest <= t <= highest else ([1.0], conditions)
-        noise_pred = model(latents.to(weight), torch.tensor([t], device=weight.device), stacked).float()
-        noise_pred = sum(w * eps for w, eps in zip(weights, noise_pred.chunk(len(weights)), strict=True))  # Eq. 7
+        latents = reference.start(scheduler, latents, timesteps[0])
+    past: Past = []
+    steps = tqdm(list(pairwise([*timesteps, -1])), desc="sampling", unit="step", disable=not progress)
+    for i, (t, t_next) in enumerate(steps):
+        # Guided noise: Eq. 7.
+        weights, branches = guided if lowest <= t <= highest else ([1.0], conditions)
+        noise_pred = guided_noise(model, latents, t, weights, branches)
+
+        # Keep the reference outside the mask: Sec. 4.6.
         if reference is not None:
-            implied = scheduler.implied_noise(latents, kept, t)  # Sec. 4.6, not as printed: docs/editing.md
-            noise_pred = torch.where(reference.mask, noise_pred, implied)
-        noise = draw(latents.shape, generator, weight) if sampler == "ddpm" and t_next >= 0 else None
+            noise_pred = reference.keep(scheduler, latents, noise_pred, t)
+
+        # Step from t to t_next by way of the predicted x_0.
         x_0 = scheduler.clean_latents(latents, noise_pred, t)
-        latents = take_step(scheduler, latents, noise_pred, t, t_next, noise, past)
+        noise = draw_noise(shape, generator, device) if sampler.stochastic and t_next >= 0 else None
+        latents = sampler.step(scheduler, latents, x_0, t, t_next, past if sampler.multistep else noise)
         past = [*past[-1:], (t, x_0)]
         if on_step is not None:
-            on_step(timesteps.index(t), x_0)
+            on_step(i, x_0)
     if reference is not None:
-        latents = torch.where(reference.mask, latents, kept)
-    if not latents.isfinite().all():
-        raise UserError(
-            "the painted latents must be finite numbers, and are not: take another --precision, lower scales, or a "
-            "model folder that is whole"
-        )
-    at_a_time = max(DECODED_PIXELS // model.config.image_size**2, 1)
-    parts = latents.to(next(vae.parameters())).split(at_a_time)
-    return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
+        latents = reference.paste(latents, reference.latents)
+    return decode(vae, latents)
+
+
+@torch.no_grad()
+def sample(
+    model: CFLD,
+    vae: VAE,
+    source_images: Tensor,
+    poses: Tensor,
+    config: SamplingConfig = PAPER,
+    *,
+    generator: Generators = None,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Generate the people of source_images in the poses.
+
+    source_images (S, 3, 256, 256) in [-1, 1]
+    poses (B, 21, 256, 256) in [0, 1], B a multiple of S: image i shows source i mod S
+    generator, progress, on_step: as of denoise
+    -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
+    """
+    weight = model.unet.conv_in.weight
+    conditions = model.condition(source_images.to(weight), poses.to(weight))
+    return denoise(model, vae, conditions, config, generator=generator, progress=progress, on_step=on_step)
 
 
 def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
-    """A photo as the source encoder takes it: (1, 3, 256, 256) in [-1, 1], as the weights are."""
+    """A photo -> source image (1, 3, 256, 256) in [-1, 1], in the model's dtype and on its device."""
     return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.unet.conv_in.weight)
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
-    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256), as the weights are."""
+    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device."""
     weight = model.unet.conv_in.weight
     joints = torch.as_tensor(keypoints, dtype=torch.float32, device=weight.device)
     return pose_maps(joints, model.config.adapter.pose_size).to(weight)
+
+
+def default_size(image_size: int) -> tuple[int, int]:
+    """Height and width of the pictures of a model with images of this size: the paper's larger or smaller format."""
+    return (512, 352) if image_size >= 512 else FRAME
 
 
 def generate(
@@ -181,63 +257,38 @@ def generate(
     vae: VAE,
     photo: Image.Image,
     keypoints: np.ndarray | Tensor,
+    config: SamplingConfig = PAPER,
     *,
     size: tuple[int, int] | None = None,
-    steps: int = 50,
-    sampler: str = "ddpm",
-    pose_scale: float = 2.0,
-    appearance_scale: float = 2.0,
-    guidance_interval: tuple[float, float] = (0, math.inf),
     seed: int = 0,
     progress: bool = False,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:
-    """The person of a photo in other poses.
+    """Generate the person of a photo in other poses.
 
-    photo: a picture of one person, which is turned as its camera says; one that is not 11:16 gets rims, as
-        cfld.photo.fit says without joints
+    photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to 11:16
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
-    size (height, width) of the results, by default 512x352, or 256x176 for a model of smaller images
-    steps, sampler, pose_scale, appearance_scale, guidance_interval, on_step: see denoise
+    size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
+    progress, on_step: as of denoise
     -> B pictures
+    Raises UserError if keypoints have another shape or are not finite.
     """
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
     if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
         raise UserError(
             f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: "
-            "cfld.keypoints_from makes them of other layouts, and cfld.read_pose of files"
+            "cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = keypoints.reshape(-1, 18, 2)
     images = sample(
         model,
         vae,
-        Scheduler(model.config.scheduler),
         source_tensor(model, to_rgb(turned_upright(photo))),
         pose_tensor(model, keypoints),
-        steps=steps,
-        sampler=sampler,
-        pose_scale=pose_scale,
-        appearance_scale=appearance_scale,
-        guidance_interval=guidance_interval,
+        config,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
         progress=progress,
         on_step=on_step,
     )
     return to_pictures(images, size or default_size(model.config.image_size))
-
-
-def check_steps(option: str, steps: int, config: CFLDConfig) -> None:
-    """Raise UserError unless a run of so many sampling steps fits the model's schedule."""
-    if not 1 <= steps < config.scheduler.num_timesteps:
-        raise UserError(f"{option} must be within 1 .. {config.scheduler.num_timesteps - 1}, found {steps}")
-
-
-def default_size(image_size: int) -> tuple[int, int]:
-    """Height and width of results for a model of this image size: the paper's larger or smaller."""
-    return (512, 352) if image_size >= 512 else FRAME
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    steps: int = 50

@@ -1,9 +1,9 @@
 """Swin Transformer: the source image encoder H_S (Sec. 3.2, Table 1; Liu et al., ICCV 2021).
 
 A source image becomes four maps F_s = [f_1, f_2, f_3, f_4], finest first. f_4 feeds the perception-refined decoder,
-f_1 to f_3 feed hybrid-granularity attention. Swin-B's public weights are of 384 pixels and windows of 12.
+f_1 to f_3 feed hybrid-granularity attention. Swin-B's public weights are for images of 384 pixels and windows of 12.
 
-Letters in shapes: B images, H x W positions, C channels, U a window's side, N = U * U tokens, K windows, S heads.
+Letters in shapes: B images, H x W positions, C channels, U side of a window, N = U * U tokens, K windows, S heads.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class SwinConfig:
     width: int = 128  # of the first stage; each stage doubles it
     depths: tuple[int, ...] = (2, 2, 18, 2)
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
-    window: int = 16  # a stage whose map is no larger is one window
+    window: int = 16  # side; a stage whose map is no larger is one window
     mlp_ratio: int = 4
-    stochastic_depth: float = 0.2  # rate of the last block; it grows linearly from 0
+    stochastic_depth: float = 0.2  # rate of the last block; the rate grows linearly from 0
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -61,7 +61,7 @@ def from_windows(x: Tensor, window: int, size: int) -> Tensor:
 
 
 def relative_positions(window: int) -> Tensor:
-    """-> (N, N): for a query and a key of a window, the row of the table that holds the bias of their offset."""
+    """-> (N, N): for each query and key of a window, the row of the bias table for their offset."""
     axis = torch.arange(window, device="cpu")
     y, x = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
     rows, columns = (p[:, None] - p[None, :] + window - 1 for p in (y, x))
@@ -102,7 +102,8 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention in (shifted) windows, then an MLP; each after a LayerNorm, each a branch that can be dropped."""
+    """Attention within (shifted) windows, then an MLP; each after a LayerNorm, each with a residual, and each dropped
+    at random by stochastic depth."""
 
     def __init__(self, config: SwinConfig, stage: int, shifted: bool, drop_rate: float):
         super().__init__()
@@ -117,7 +118,8 @@ class SwinBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def keep(self, branch: Tensor, draws: Tensor | None) -> Tensor:
-        """Stochastic depth: branch (B, H, W, C) is 0 in rows where draws (B,) < rate, 1/(1 - rate) larger elsewhere."""
+        """Stochastic depth: branch (B, H, W, C) -> 0 for samples where draws (B,) < rate, branch / (1 - rate) for the
+        others."""
         if draws is None:
             return branch
         kept = (draws >= self.drop_rate).to(branch.dtype) / (1 - self.drop_rate)
@@ -133,7 +135,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves a map: each 2x2 patch's four tokens side by side, LayerNorm, projection to twice the width."""
+    """Halves a map: concatenate the four tokens of each 2x2 patch, LayerNorm, projection to twice the width."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -164,8 +166,8 @@ class Swin(nn.Module):
         """Encode source images.
 
         images (B, 3, 256, 256) in [-1, 1]
-        depth_draws (B, 2 * blocks), uniform in [0, 1): decide which branches of a row stochastic depth drops, two a
-            block in order; None drops nothing, in train and eval mode alike
+        depth_draws (B, 2 * blocks), uniform in [0, 1): which branches of each sample stochastic depth drops, two per
+            block in execution order; None drops nothing, in train and in eval mode
         -> f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), f_4 (B, 1024, 8, 8), no norm after the last
         """
         size = self.config.image_size

@@ -1,8 +1,8 @@
-"""Training (Sec. 3.3 and 4.1). What it minimises is cfld.objective; this is the loop.
+"""Train CFLD (Sec. 3.3 and 4.1). This is the loop; the loss is in cfld/objective.py.
 
     python -m cfld.train --preset sd15 --init DIR --data ROOT --out RUN
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the full model
-    python -m cfld.train --out RUN --resume                       after a stop of any kind; SIGTERM and Ctrl-C save
+    python -m cfld.train --out RUN --resume                       continue after any stop; SIGTERM and Ctrl-C save
     python -m cfld.train --finetune DIR --data ROOT --out RUN     from a model folder, with its architecture
     python -m cfld.train --dry-run ...                            memory and time of a step; writes nothing
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training; 8 processes share each batch
@@ -13,8 +13,9 @@ TINY has no public weights to start from, so two stages come before it:
     python -m cfld.train --preset tiny --init RUN_SOURCE/model --data people:2000x4 --out RUN
 
 A run folder holds config.json, log.jsonl, samples/, checkpoints/ and at the end model/, a model folder.
-Everything random in a step is a function of (seed, step, place of the pair in the global batch): accumulation, the
-number of processes and stops do not change what is trained.
+Everything random in a step is a function of (seed, step, place of the pair in the global batch). A run that is stopped
+and resumed therefore ends with the same weights, bit for bit on a CPU. Other micro-batches, or another number of
+processes, change only rounding.
 
 Letters in shapes: B pairs, which make 2B samples: every source from itself, then every target from its source.
 """
@@ -24,10 +25,9 @@ import dataclasses
 import math
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -37,17 +37,18 @@ from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
 from cfld.data.cache import Cache
 from cfld.data.encode import manifest
-from cfld.data.pairs import DescribedPairs, FashionPairs, Pairs, PeoplePairs, open_pairs
+from cfld.data.pairs import DescribedPairs, FashionPairs, PeoplePairs, open_pairs
 from cfld.objective import step_noise
-from cfld.sampling import check_steps
+from cfld.sampling import SamplingConfig
 from cfld.tools.cli import PRECISIONS, UserError, command
 from cfld.tools.files import alone_in
 from cfld.tools.processes import Processes, join
+from cfld.training.attention import write_out_attention
 from cfld.training.checkpoint import State
 from cfld.training.initial import architecture
 from cfld.training.memory import cast_frozen, checkpoint_activations, estimate, keep_freed_memory, memory
 from cfld.training.options import Request, TrainConfig, parse
-from cfld.training.run_folder import RunFolder, read_run_config
+from cfld.training.run_folder import Meter, RunFolder, read_run_config
 from cfld.training.stages import STAGES, Stage
 from cfld.unet import UNet
 
@@ -65,20 +66,21 @@ def learning_rate(step: int, total: int, options: TrainConfig) -> float:
 def fit(
     stage: Stage,
     state: State,
-    batches: Iterator[Batch],
-    validation: Pairs | None,
+    batches: Iterable[Batch],
+    validation: Any,
     run: RunFolder,
     processes: Processes,
     options: TrainConfig,
 ) -> None:
-    """Minimise the stage's loss (the full model's is Eq. 6) from state.step to options.steps, a batch per step.
+    """Minimise the stage's loss (Eq. 6 for the full model) from state.step to options.steps, one batch per step.
 
-    All randomness of a step is a function of (seed, step, place of the pair): a run that is stopped and resumed,
-    accumulated or distributed ends with the same weights.
+    All randomness of a step is a function of (seed, step, place of the pair), so no generator's state is saved. A run
+    that is stopped and resumed ends with the same weights; other micro-batches or processes change only rounding.
     """
+    assert options.steps is not None  # train() has settled it
     loss_of = processes.distribute(stage)
-    bar = tqdm(batches, options.stage, options.steps, initial=state.step, unit="step", disable=not processes.is_main)
-    losses, seconds, started = [], 0.0, time.perf_counter()
+    bar = tqdm(batches, desc=options.stage, total=options.steps, initial=state.step, disable=not processes.is_main)
+    meter = Meter(samples_per_step=2 * options.global_batch)
     for step, batch in zip(range(state.step, options.steps), bar, strict=True):
         # Learning rate (Sec. 4.1).
         lr = learning_rate(step, options.steps, options)
@@ -88,37 +90,36 @@ def fit(
         # Gradient of the mean loss over the global batch, one micro-batch at a time.
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=processes.device)
-        for micro_batch in batch.split(options.accumulate):
+        for i, micro_batch in enumerate(batch.split(options.accumulate)):
             noise = step_noise(options.seed, step, micro_batch.places, stage.config).to(processes.device)
-            is_last = micro_batch.places.stop == batch.places.stop
-            with processes.sync_gradients(loss_of, when=is_last):
+            with processes.sync_gradients(loss_of, when=i == options.accumulate - 1):
                 with processes.autocast(options.precision):
                     part = loss_of(micro_batch.to(processes.device), noise) / options.accumulate
                 state.scaler.scale(part).backward()
             loss += part.detach()
 
-        # Adam step on a finite, clipped gradient. (In fp16 the scaler skips a step whose gradient is not finite.)
+        # Adam step on a finite, clipped gradient. In fp16 the scaler skips a step whose gradient is not finite.
         state.scaler.unscale_(state.optimizer)
         norm = get_total_norm([p.grad for p in state.trained.values() if p.grad is not None])
         if options.clip:
             clip_grads_with_norm_(state.trained.values(), options.clip, norm)
-        mean_loss, mean_norm, stop = processes.agree(loss, norm)  # the step's only wait for the device
-        require_finite(step, mean_loss, 0.0 if state.scaler.is_enabled() else mean_norm, run)
+        # Means over processes, and a signal if somebody has sent one: the step's only wait for the device.
+        mean_loss, mean_norm, stop = processes.mean_and_stop(loss, norm)
+        require_finite("loss", mean_loss, step, run)
+        if not state.scaler.is_enabled():
+            require_finite("gradient norm", mean_norm, step, run)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.step = step + 1
 
-        # Exponential moving average; over few steps at first, so that the initial weights are soon forgotten.
+        # Exponential moving average with a warm-up, so that the initial weights are soon forgotten.
         state.update_ema(decay=min(options.ema, state.step / (state.step + 9)))
 
         # Log and validate.
-        losses.append(mean_loss)
-        seconds += time.perf_counter() - started
+        meter.add(mean_loss)
         bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         if is_due(state.step, options.log_every):
-            speed = 2 * options.global_batch * len(losses) / seconds
-            run.log(state.step, loss=sum(losses) / len(losses), lr=lr, **{"rows/s": speed})
-            losses, seconds = [], 0.0
+            run.log(state.step, lr=lr, **meter.read())
         best = is_due(state.step, options.eval_every) and validate(stage, state, validation, run, processes, options)
 
         # Save on schedule, on a new best, at the end, or because somebody has asked us to stop.
@@ -126,9 +127,9 @@ def fit(
             run.save(state, best)
         if stop:
             leave(stop, state, run, processes)
-        if is_due(state.step, options.sample_every) and run.writes:
+        if is_due(state.step, options.sample_every):
             save_samples(stage, state, validation, run, processes, options)
-        started = time.perf_counter()
+        meter.restart()
 
 
 def leave(stop: signal.Signals, state: State, run: RunFolder, processes: Processes) -> NoReturn:
@@ -142,23 +143,27 @@ def leave(stop: signal.Signals, state: State, run: RunFolder, processes: Process
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps is done after this one; every 0: never."""
+    """Whether step is a multiple of every; never if every is 0."""
     return every > 0 and step % every == 0
 
 
-def require_finite(step: int, loss: float, norm: float, run: RunFolder) -> None:
-    """Raise UserError unless a step's loss and gradient norm are finite."""
-    for name, value in (("loss", loss), ("gradient norm", norm)):
-        if not math.isfinite(value):
-            raise UserError(
-                f"the {name} of step {step} must be finite, found {value}; {run.last_checkpoint()} was not "
-                "overwritten; start again with a lower --lr"
-            )
+def require_finite(name: str, value: float, step: int, run: RunFolder) -> None:
+    """Raise UserError unless a value of a step is finite."""
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {name} of step {step} must be finite, found {value}; {run.last_checkpoint()} was not overwritten; "
+            "start again with a lower --lr"
+        )
 
 
 @torch.no_grad()
 def validate(
-    stage: Stage, state: State, pairs: Pairs, run: RunFolder, processes: Processes, options: TrainConfig
+    stage: Stage,
+    state: State,
+    pairs: Any,
+    run: RunFolder,
+    processes: Processes,
+    options: TrainConfig,
 ) -> bool:
     """Log the validation loss: of the same pairs with the same noise each time, under the EMA weights if there are
     any. Returns whether it is the lowest so far."""
@@ -176,9 +181,16 @@ def validate(
 
 @torch.no_grad()
 def save_samples(
-    stage: Stage, state: State, pairs: Pairs, run: RunFolder, processes: Processes, options: TrainConfig
+    stage: Stage,
+    state: State,
+    pairs: Any,
+    run: RunFolder,
+    processes: Processes,
+    options: TrainConfig,
 ) -> None:
     """Write a sample grid of the same four pairs from the same seeds each time, under the EMA weights."""
+    if not run.writes:
+        return
     chosen = [pairs[i * len(pairs) // 4] for i in range(min(4, len(pairs)))]
     seeds = [seeded(options.seed, i) for i in range(len(chosen))]
     with state.ema_weights(), processes.autocast(options.precision):
@@ -188,10 +200,10 @@ def save_samples(
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a training reads: the pairs it trains on, and those it validates on and shows."""
+    """The training pairs, and those for validation and samples."""
 
-    pairs: Pairs | DescribedPairs
-    validation: Pairs | DescribedPairs | None  # the test split; to show samples, the training split if there is none
+    pairs: Any  # a data set of Pair
+    validation: Any  # the test split (for samples only, the training split if there is none); None if not needed
     steps_per_epoch: int  # the last, partial batch of an epoch is dropped
 
 
@@ -231,13 +243,13 @@ def batches_of(data: Data, state: State, processes: Processes, options: TrainCon
     workers = (4 if processes.device.type == "cuda" else 0) if options.workers is None else options.workers
     share = options.global_batch // processes.world
     places = range(processes.rank * share, (processes.rank + 1) * share)
-    order = StepOrder(len(data.pairs), options.global_batch, options.seed, state.step, options.steps, places)
+    order = StepOrder(len(data.pairs), options.global_batch, options.seed, state.step, options.steps or 0, places)
     with contextlib.closing(step_batches(data.pairs, order, workers)) as batches:
         yield batches
 
 
 def train(options: TrainConfig, request: Request, processes: Processes) -> None:
-    """Set up a training, fit it, and write its model folder. Raises UserError."""
+    """Set up a run, fit the stage, export the model. Raises UserError."""
     # Processes: each takes an equal share of every micro-batch.
     if options.global_batch % (processes.world * options.accumulate):
         raise UserError(
@@ -249,7 +261,7 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     # Data, of the sizes that the architecture asks for.
     begun = run.path / "config.json"
     config = read_run_config(begun) if request.resume and begun.is_file() else architecture(options)
-    check_steps("--sample-steps", options.sample_steps, config)
+    SamplingConfig(options.sample_steps).check_steps(config, "--sample-steps")
     data = open_data(options, config)
     epochs = 100 if options.epochs is None else options.epochs
     steps = options.steps or max(1, round(epochs * data.steps_per_epoch))
@@ -273,13 +285,15 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     cast_frozen(stage, PRECISIONS[options.precision])
     stage.to(processes.device)
     checkpoint_activations(stage, options.activation_checkpointing)
+    if processes.device.type == "cpu":
+        write_out_attention(stage)  # in half precision, where it is faster
     for module in stage.modules() if options.compile else ():
         if isinstance(module, UNet):
             module.compile()
 
     # Optimiser and state.
     fp16 = options.precision == "fp16"
-    state = State.begin(trained, config, stage.frozen, options.peak_lr, ema=options.ema > 0, scaled=fp16)
+    state = State.begin(trained, config, stage.frozen_sha256, options.peak_lr, ema=options.ema > 0, scaled=fp16)
     if request.dry_run:
         return dry_run(stage, state, data, run, processes, settled)
 
@@ -287,12 +301,12 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     with alone_in(run.path) if run.writes else contextlib.nullcontext():
         run.clear(request)
         processes.barrier()
-        if said := run.restore(state, request.resume, steps):
-            processes.print(said)
+        if message := run.restore(state, request.resume, steps):
+            processes.print(message)
         run.begin(state)
 
         # Fit and export.
-        with processes.heeding_signals(), batches_of(data, state, processes, settled) as batches:
+        with processes.handle_signals(), batches_of(data, state, processes, settled) as batches:
             fit(stage, state, batches, data.validation, run, processes, settled)
         if processes.is_main:
             learnt = state.learnt()
@@ -304,16 +318,15 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
 
 def dry_run(stage: Stage, state: State, data: Data, run: RunFolder, processes: Processes, options: TrainConfig) -> None:
     """Take two steps, of which the second is like all others, and print what a step needs. Writes nothing."""
-    before, speeds = memory(processes.device), []
-    run.log = lambda step, **values: speeds.append(values["rows/s"])  # type: ignore[method-assign]
+    before = memory(processes.device)
     two = dataclasses.replace(options, steps=2, log_every=1, save_every=0, sample_every=0, eval_every=0)
     with batches_of(data, state, processes, two) as batches:
         fit(stage, state, batches, None, run, processes, two)
-    seconds = 2 * options.global_batch / speeds[-1]
+    seconds = 2 * options.global_batch / run.logged["samples/s"]
     lines = estimate(stage, state, before, processes.device) | {
         "steps per epoch": f"{data.steps_per_epoch:,}",
         "a step": f"{seconds:,.3g} s",
-        f"{options.steps:,} steps": f"{options.steps * seconds / 3600:,.3g} h, without checkpoints and samples",
+        f"{options.steps:,} steps": f"{(options.steps or 0) * seconds / 3600:,.3g} h, without checkpoints and samples",
     }
     width = max(len(name) for name in lines)
     processes.print("\n".join(f"{name:{width}}  {value}" for name, value in lines.items()))
@@ -323,7 +336,7 @@ def dry_run(stage: Stage, state: State, data: Data, run: RunFolder, processes: P
 def main(argv: list[str] | None = None) -> None:
     options, request = parse(argv, __doc__)
     with join(options.device, options.timeout) as processes:
-        processes.barrier()  # all have read their options before one of them makes the folder that the others look for
+        processes.barrier()  # no process may create --out before all have checked it
         train(options, request, processes)
 
 

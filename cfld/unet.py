@@ -1,11 +1,12 @@
 """Stable Diffusion 1.5's UNet: H_N of the paper (Sec. 3.1 and 3.2, Fig. 2a and 2c; eps_theta of Eq. 2, 3, 5, 7).
 
-It predicts the noise in z_t (TINY's the velocity: CFLD.forward makes the noise of it). CFLD enters in three places:
+It predicts the noise in z_t (or v, in v-prediction models such as TINY: CFLD.forward converts it to noise). The paper
+adds to it in three places:
     the coarse-grained prompt F_d^out is the context of every cross-attention;
-    pose feature s is added to the last map of down block s                         (Fig. 2a);
+    pose feature i is added to the last map of down block i                         (Fig. 2a);
     query bias k is added to the queries of the k-th cross-attention of the up path (Eq. 4, Fig. 2c).
 
-Letters in shapes: B rows, C channels, H x W positions, N = H * W tokens, D width of the tokens, E width of the time
+Letters in shapes: B samples, C channels, H x W positions, N = H * W tokens, D their width, E width of the time
 embedding, L prompt tokens of width P.
 """
 
@@ -18,14 +19,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cfld.attention import attend
-
 
 @dataclass(frozen=True)
 class UNetConfig:
     latent_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # from the finest level in; the last has no attention
-    depth: int = 2  # residual blocks a level on the way down; one more on the way up
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # of each level, finest first; the last has no attention
+    depth: int = 2  # residual blocks per level of the down path; the up path has one more
     num_heads: int = 8
     context_width: int = 768
     groups: int = 32
@@ -50,7 +49,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two norm-SiLU-convolution steps around a skip; the time embedding, if there is one, is added between them."""
+    """Two times norm, SiLU and convolution, with a residual; the time embedding, if given, is added between them."""
 
     def __init__(self, channels: int, out_channels: int, groups: int, eps: float, time_width: int | None = None):
         super().__init__()
@@ -62,7 +61,7 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), time_emb (B, E) -> (B, C', H, W)."""
+        """x (B, C, H, W), time_emb (B, E), (1, E) or None -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_proj is not None and time_emb is not None:
             h = h + self.time_proj(F.silu(time_emb))[:, :, None, None]
@@ -70,15 +69,13 @@ class ResBlock(nn.Module):
         return self.shortcut(x) + h
 
 
-def repeat_rows(x: Tensor, rows: int) -> Tensor:
-    """x (S, ...) -> (rows, ...), all of x again and again; x itself if it has as many rows."""
-    if rows % len(x):
-        raise ValueError(f"rows of conditions must be a multiple of those of latents, found {rows} and {len(x)}")
-    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # unlike repeat, it keeps channels last
-
-
 class Attention(nn.Module):
-    """Multi-head attention of tokens to themselves or to a context; with a query bias it is the paper's HGA (Eq. 4)."""
+    """Multi-head attention of tokens to themselves or to a context. With a query bias it is the paper's Eq. 4:
+
+    Q = W_q F_h,  K = W_k F_d^out,  V = W_v F_d^out,  F_o = softmax((Q + B) K^T / sqrt(d)) V
+    """
+
+    attend = staticmethod(F.scaled_dot_product_attention)  # cfld.training.attention may set another for a CPU
 
     def __init__(self, width: int, num_heads: int, context_width: int | None = None):
         super().__init__()
@@ -93,14 +90,14 @@ class Attention(nn.Module):
         context = tokens if context is None else context
         q, k, v = self.to_q(tokens), self.to_k(context), self.to_v(context)
         if query_bias is not None:
-            q = q + query_bias  # softmax((Q + B) K^T / sqrt(d)) V  (Eq. 4)
+            q = q + query_bias  # Q + B of Eq. 4
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
-        out = attend(q, k, v)
+        out = self.attend(q, k, v)  # softmax(q k^T / sqrt(d)) v
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
 class FeedForward(nn.Module):
-    """GEGLU: x -> W_out (a * gelu(b)), where [a | b] = W_in x."""
+    """GEGLU: W_out (a * gelu(b)), where [a | b] = W_in x."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -109,8 +106,7 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, N, D) -> (B, N, D)."""
-        halves = zip(self.proj_in.weight.chunk(2), self.proj_in.bias.chunk(2), strict=True)
-        value, gate = (F.linear(tokens, weight, bias) for weight, bias in halves)  # not side by side: that is slow
+        value, gate = self.proj_in(tokens).chunk(2, dim=-1)
         return self.proj_out(value * F.gelu(gate))
 
 
@@ -127,15 +123,14 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, tokens: Tensor, prompt: Tensor, query_bias: Tensor | None) -> Tensor:
-        """tokens (B, N, D) or fewer rows, prompt (B, L, P), query_bias (B, N, D) or None -> (B, N, D)."""
+        """tokens (B, N, D), prompt (B, L, P), query_bias (B, N, D) or None -> (B, N, D)."""
         tokens = tokens + self.self_attention(self.norm1(tokens))
-        tokens = repeat_rows(tokens, len(prompt))
         tokens = tokens + self.cross_attention(self.norm2(tokens), prompt, query_bias)
         return tokens + self.feed_forward(self.norm3(tokens))
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a map, between 1x1 convolutions, around a skip."""
+    """A transformer block over the positions of a map, between 1x1 convolutions, with a residual."""
 
     def __init__(self, channels: int, num_heads: int, context_width: int, groups: int):
         super().__init__()
@@ -145,10 +140,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, prompt: Tensor, query_bias: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) or fewer rows, prompt (B, L, P), query_bias (B, H*W, C) or None -> (B, C, H, W)."""
+        """x (B, C, H, W), prompt (B, L, P), query_bias (B, H*W, C) or None -> (B, C, H, W)."""
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         tokens = self.block(tokens, prompt, query_bias)
-        return repeat_rows(x, len(prompt)) + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
+        return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Upsample(nn.Module):
@@ -164,7 +159,7 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A level of the way down: residual blocks, each followed by attention, then the pose, then the halving."""
+    """A level of the down path: residual blocks, each followed by attention, then the pose, then a halving."""
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
@@ -184,14 +179,14 @@ class DownBlock(nn.Module):
         self, x: Tensor, time_emb: Tensor, prompt: Tensor, pose_feature: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """x (B, C, H, W), time_emb (B, E), prompt (B, L, P), pose_feature (B, C', H, W) or None
-        -> (B, C', H/2, W/2) and the skips of this level, first to last."""
+        -> (B, C', H/2, W/2), and the skips of this level in execution order; the last level keeps H and W."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time_emb)
             if self.attentions:
                 x = self.attentions[i](x, prompt)
             if pose_feature is not None and i == len(self.resnets) - 1:
-                x = x + pose_feature  # before the last skip is taken, so the up path sees the pose as well
+                x = x + pose_feature  # Fig. 2a; before the last skip is taken, so that the up path sees the pose too
             skips.append(x)
         if self.downsample is not None:
             x = self.downsample(x)
@@ -215,7 +210,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level of the way up: residual blocks that take a skip each, then biased attention each, then doubling."""
+    """A level of the up path: residual blocks that take a skip each, each followed by attention, then a doubling."""
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
@@ -239,20 +234,35 @@ class UpBlock(nn.Module):
         x: Tensor,
         skips: list[Tensor],
         time_emb: Tensor,
-        prompts: Sequence[Tensor],
+        prompt: Tensor,
         query_biases: Sequence[Tensor | None],
     ) -> Tensor:
-        """x (B, C, H, W), skips in the order of use, time_emb (B, E), prompts (B, L, P) and query_biases one an
-        attention -> (B, C', 2H, 2W); the finest level keeps H and W."""
+        """x (B, C, H, W), skips in the order of use, time_emb (B, E), prompt (B, L, P), query_biases (B, H*W, C') or
+        None, one per attention -> (B, C', 2H, 2W); the finest level keeps H and W."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(torch.cat([x, skip], dim=1), time_emb)
             if self.attentions:
-                x = self.attentions[i](x, prompts[i], query_biases[i])
+                x = self.attentions[i](x, prompt, query_biases[i])
         return x if self.upsample is None else self.upsample(x)
 
 
 class UNet(nn.Module):
-    """eps_theta(z_t, t, prompt, pose features, query biases)."""
+    """eps_theta(z_t, t, prompt, pose features, query biases).
+
+    With R a ResBlock and T a SpatialTransformer; each R of the up path takes a skip of the down path:
+
+        conv_in                                       4 ->  320 channels    64 x 64
+        down 0     R T, R T + pose feature 0, halve          320            64 -> 32
+        down 1     R T, R T + pose feature 1, halve          640            32 -> 16
+        down 2     R T, R T + pose feature 2, halve         1280            16 -> 8
+        down 3     R, R                                     1280             8
+        mid        R T R                                    1280             8
+        up 0       R, R, R, double                          1280             8 -> 16
+        up 1       R T, R T, R T, double                    1280            16 -> 32       query biases 0, 1, 2
+        up 2       R T, R T, R T, double                     640            32 -> 64       query biases 3, 4, 5
+        up 3       R T, R T, R T                             320            64             query biases 6, 7, 8
+        conv_out                                    320 ->    4             64
+    """
 
     def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()
@@ -273,38 +283,61 @@ class UNet(nn.Module):
         prompt: Tensor,
         pose_features: Sequence[Tensor] | None = None,
         query_biases: Sequence[Tensor] | None = None,
-        up_prompts: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in noisy latents, or what else scheduler.prediction_type says.
+        """Predict the noise in z_t, or its velocity v where SchedulerConfig.prediction_type says so.
 
-        latents (B, 4, h, w): z_t; h and w multiples of 8. Or S rows, B a multiple of S: row i then has latents i mod S,
-            and all before the first cross-attention is computed once: so guidance wants it, whose rows share z_t
-        timesteps (B,): integers in [0, 999]; or (1,), the same for all, as it must be with S rows
+        latents: z_t (B, 4, h, w), h and w multiples of 8
+        timesteps (B,): integers in [0, 999]; or (1,), one for all samples
         prompt (B, L, 768): the coarse-grained prompt F_d^out
-        pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4), or None for no pose
-        query_biases: nine of (B, N, C), in the order met: three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or None
-        up_prompts: nine of (B, L, 768), what those cross-attentions attend to instead (baseline B1); or None
+        pose_features: (B, 320, h, w), (B, 640, h/2, w/2), (B, 1280, h/4, w/4); or None: no pose
+        query_biases: nine of (B, N, C) in execution order, three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or
+            None: no biases
         -> noise_pred (B, 4, h, w)
+        Raises ValueError if the inputs do not fit the config.
         """
-        time_emb = self.time_mlp(timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype))
+        self.check_shapes(latents, prompt, pose_features, query_biases)
 
+        # Embedding
+        time_emb = self.time_mlp(timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype))
         x = self.conv_in(latents)
-        skips = [repeat_rows(x, len(prompt))]
-        poses: list[Tensor | None] = [*pose_features, None] if pose_features else [None] * len(self.down)
+
+        # Encoder
+        skips = [x]
+        poses: list[Tensor | None] = [*pose_features, None] if pose_features is not None else [None] * len(self.down)
         for down, pose in zip(self.down, poses, strict=True):
             x, level_skips = down(x, time_emb, prompt, pose)
             skips += level_skips
-
         x = self.mid(x, time_emb, prompt)
 
-        found, met = len(query_biases or up_prompts or ()), (len(self.up) - 1) * (self.config.depth + 1)
-        if found not in (0, met):
-            raise ValueError(f"query_biases and up_prompts must be {met} tensors, found {found}")
-        biases, prompts = iter(query_biases or ()), iter(up_prompts or ())
+        # Decoder
+        biases = iter(query_biases or ())
         for up in self.up:
             level_skips = [skips.pop() for _ in up.resnets]  # type: ignore[union-attr]
             level_biases = [next(biases, None) for _ in up.attentions]  # type: ignore[union-attr]
-            level_prompts = [next(prompts, prompt) for _ in up.attentions]  # type: ignore[union-attr]
-            x = up(x, level_skips, time_emb, level_prompts, level_biases)
-
+            x = up(x, level_skips, time_emb, prompt, level_biases)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def check_shapes(
+        self,
+        latents: Tensor,
+        prompt: Tensor,
+        pose_features: Sequence[Tensor] | None,
+        query_biases: Sequence[Tensor] | None,
+    ) -> None:
+        """Raise ValueError unless the inputs fit the config."""
+        attended, halvings = len(self.config.channels) - 1, 2 ** (len(self.config.channels) - 1)
+        biases = attended * (self.config.depth + 1)
+        height, width = latents.shape[-2:]
+        if height % halvings or width % halvings:
+            raise ValueError(
+                f"height and width of the latents must be multiples of {halvings}, found {height} and {width}"
+            )
+        for what, found, expected in (
+            ("channels of the latents", latents.shape[1], self.config.latent_channels),
+            ("width of the prompt", prompt.shape[-1], self.config.context_width),
+            ("samples of the prompt", len(prompt), len(latents)),
+            ("number of pose features", attended if pose_features is None else len(pose_features), attended),
+            ("number of query biases", biases if query_biases is None else len(query_biases), biases),
+        ):
+            if found != expected:
+                raise ValueError(f"{what} must be {expected}, found {found}")

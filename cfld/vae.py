@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5's variational autoencoder: E and D of the paper (Sec. 3.1).
 
-Images (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8) scaled to about unit variance; D runs Sec. 3.3's y = D(z_0).
+E: images (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled to about unit variance. D: latents -> images.
 
 Letters in shapes: B images, C channels, H x W positions.
 """
@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cfld.attention import attend
 from cfld.unet import ResBlock, Upsample
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    channels: tuple[int, ...] = (128, 256, 512, 512)  # from the finest level in; each level but the last halves the map
-    depth: int = 2  # residual blocks a level in the encoder; one more in the decoder
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, finest first; each but the last halves the map
+    depth: int = 2  # residual blocks per level of the encoder; the decoder has one more
     latent_channels: int = 4
     scale: float = 0.18215  # latents = scale * sample of the posterior
     groups: int = 32
@@ -40,7 +39,7 @@ class VAEConfig:
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution that pads on the right and at the bottom only."""
+    """3x3 convolution of stride 2, with padding on the right and at the bottom only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -52,7 +51,7 @@ class Downsample(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Attention of every position to every other, one head as wide as the map, around a skip."""
+    """Self-attention of all positions of a map with a single head, with a residual."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -65,7 +64,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
         tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
-        out = attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + rearrange(self.to_out(out), "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 
@@ -84,7 +83,7 @@ class Level(nn.Module):
 
 
 class Mid(nn.Sequential):
-    """Residual block, attention, residual block at the innermost size: (B, C, H, W) -> (B, C, H, W)."""
+    """Residual block, attention, residual block at the coarsest level: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(
@@ -95,7 +94,7 @@ class Mid(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Images to the moments of the posterior over latents."""
+    """Images to mean and log variance of the posterior over latents."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -111,13 +110,13 @@ class Encoder(nn.Module):
         self.to_moments = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> (B, 2*4, H/8, W/8): means, then log variances."""
+        """images (B, 3, H, W) -> (B, 2*4, H/8, W/8): 4 channels of means, then 4 of log variances."""
         x = self.mid(self.levels(self.conv_in(images)))
         return self.to_moments(self.conv_out(F.silu(self.norm_out(x))))
 
 
 class Decoder(nn.Module):
-    """Unscaled latents to images."""
+    """Latents, unscaled, to images."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -139,7 +138,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The autoencoder. Everything outside this class sees scaled latents."""
+    """The autoencoder. Everything outside of this class sees scaled latents."""
 
     def __init__(self, config: VAEConfig = VAEConfig()):
         super().__init__()
@@ -153,12 +152,12 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-        """mean, logvar as moments() gives them, noise ~ N(0, 1), all (B, 4, h, w) -> scaled latents (B, 4, h, w)."""
+        """mean and logvar of moments(), noise ~ N(0, 1), all (B, 4, h, w) -> scaled latents (B, 4, h, w)."""
         return self.config.scale * (mean + torch.exp(0.5 * logvar) * noise)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled: a sample of the posterior drawn with
-        the generator, or the posterior's mean without one."""
+        """images (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8): a sample of the posterior, drawn with the
+        generator, or its mean without one."""
         mean, logvar = self.moments(images)
         if generator is None:
             return self.config.scale * mean

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from references import DATA, randomise
 
 from cfld import CFLD, VAE, AdapterConfig, CFLDConfig, HGAConfig, PRDConfig, SwinConfig, UNetConfig, VAEConfig

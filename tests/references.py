@@ -4,24 +4,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from common import BiasedAttention, diffusers_unet, diffusers_vae  # noqa: F401 (of the benchmarks, for the tests)
 from torch import Tensor, nn
 
 from cfld.unet import UNetConfig
 
 DATA = Path(__file__).parent / "data"
 
-# torchvision, which timm imports, wants its operators declared where its binary does not load (a CPU build of torch).
-_operators = torch.library.Library("torchvision", "DEF")
-for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-    try:
-        _operators.define(_schema)
-    except RuntimeError:
-        break  # the binary did load
-
 
 def bias_widths(config: UNetConfig) -> list[int]:
-    """Widths of the cross-attentions that take a query bias, in the order the UNet meets them."""
+    """Widths of the cross-attentions that take a query bias, in execution order."""
     return [channels for channels in reversed(config.channels[:-1]) for _ in range(config.depth + 1)]
 
 
@@ -81,53 +73,6 @@ def assert_parity(
     whole = torch.cat([g.flatten() for g in named.values()]).norm()
     for name, gradient in named.items():
         assert (ours_named[name] - gradient).norm() <= tolerance * max(gradient.norm(), 1e-3 * whole), name
-
-
-class BiasedAttention:
-    """An attention processor for diffusers that adds Eq. 4's bias to the query."""
-
-    def __init__(self, bias: Tensor):
-        self.bias = bias
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        query = attn.to_q(hidden_states) + self.bias
-        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
-        scores = (query @ key.transpose(-1, -2) * attn.scale).softmax(dim=-1)
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(scores @ value)))
-
-
-def diffusers_unet(
-    channels: tuple[int, ...], context_width: int, groups: int = 32, latent_channels: int = 4, num_heads: int = 8
-):
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=channels,
-        layers_per_block=2,
-        attention_head_dim=num_heads,  # their name for it
-        cross_attention_dim=context_width,
-        norm_num_groups=groups,
-        down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
-    )
-
-
-def diffusers_vae(channels: tuple[int, ...], groups: int = 32, latent_channels: int = 4, depth: int = 2):
-    from diffusers import AutoencoderKL
-
-    levels = len(channels)
-    return AutoencoderKL(
-        block_out_channels=channels,
-        layers_per_block=depth,
-        latent_channels=latent_channels,
-        norm_num_groups=groups,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-    )
 
 
 class OfficialPRDBlock(nn.Module):

@@ -13,8 +13,9 @@ from references import DATA, diffusers_vae, noise, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cfld.baselines import to_dict
 from cfld.baselines.clip import CLIPImageEncoder
-from cfld.config import SD15, to_dict
+from cfld.config import SD15
 from cfld.convert.__main__ import main
 from cfld.convert.export import in_layout
 from cfld.convert.layouts import LAYOUTS, layout_of

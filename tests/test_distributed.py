@@ -69,3 +69,53 @@ def test_two_processes_stop_together_and_neither_waits_for_a_dead_one(argv, name
         for process in (first, second):
             process.kill()
             process.communicate()
+
+
+UNEQUAL_WORK = """
+import os, sys, time
+from cfld.tools import processes as module
+from cfld.tools.cli import command
+
+module.HEARTBEAT = 0.1
+
+@command
+def main(argv):
+    with module.join("cpu", timeout=0.05) as processes:  # three seconds
+        if processes.rank == 1:
+            if argv == ["die"]:
+                os._exit(0)
+            time.sleep(6)
+        processes.wait_for_work()
+        total = processes.all_reduce(module.torch.tensor([float(processes.rank)]))
+        print(processes.rank, [*processes.share(5)], total, processes.broadcast(processes.rank == 0), flush=True)
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("fate", ["work", "die"])
+def test_a_process_waits_for_one_that_works_long_and_not_for_a_dead_one(fate: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = ONE_THREAD | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEQUAL_WORK, fate],
+            env=together | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        (said, errors), (said_too, _) = (process.communicate(timeout=60) for process in both)
+    finally:
+        for process in both:
+            process.kill()
+    if fate == "work":
+        assert said.strip() == "0 [0, 2, 4] [1.0] True", errors
+        assert said_too.strip() == "1 [1, 3] [1.0] True"
+    else:
+        assert both[0].returncode == 2 and "no sign of life" in errors and "Traceback" not in errors, errors

@@ -11,7 +11,7 @@ from conftest import MICRO
 from PIL import Image
 from references import DATA, noise, randomise, relative_error
 
-from cfld import CFLD, VAE, Scheduler, people
+from cfld import CFLD, VAE, SamplingConfig, people
 from cfld.edit.__main__ import main, pose_files, read_mask, save_frames
 from cfld.edit.attention_maps import (
     REGIONS,
@@ -21,12 +21,14 @@ from cfld.edit.attention_maps import (
     region_masks,
     source_maps,
     token_maps,
+    watching,
 )
-from cfld.edit.edit import edit, in_poses, interpolated, paint_frames
+from cfld.edit.edit import edit, generate_frames, in_poses, interpolated
 from cfld.folder import save
 from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.sample import main as sample_command
+from cfld.samplers import SAMPLERS
 from cfld.sampling import Reference, denoise, pose_tensor, sample
-from cfld.scheduler import SAMPLERS
 from cfld.tools.cli import UserError
 from cfld.unet import Attention
 
@@ -42,7 +44,7 @@ SMALL = dataclasses.replace(
     prd=dataclasses.replace(MICRO.prd, num_queries=5, source_positions=4, depth=2),
     adapter=dataclasses.replace(MICRO.adapter, pose_size=64),
 )
-ONCE = {"steps": 3, "pose_scale": 2.0, "appearance_scale": 2.0}
+THREE = SamplingConfig(steps=3)
 
 
 def small_model() -> tuple[CFLD, VAE]:
@@ -65,16 +67,13 @@ def hooks(model: CFLD) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-# Style transfer. -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.no_grad()
 def test_outside_the_mask_the_reference_stays_and_inside_it_does_not(sampler: str) -> None:
     model, vae = small_model()
     decoded = []
     vae.decoder.register_forward_pre_hook(lambda module, args: decoded.append(args[0] * SMALL.vae.scale))
-    images = edit(model, vae, SOURCE, REFERENCE, MASK, POSE, sampler=sampler, generator=seeded(), **ONCE)
+    images = edit(model, vae, SOURCE, REFERENCE, MASK, POSE, SamplingConfig(3, sampler), generator=seeded())
     inside = MASK.expand_as(images)
     assert torch.equal(images[~inside], REFERENCE[~inside])
     assert (images - REFERENCE)[inside].abs().mean() > 0.1
@@ -90,7 +89,7 @@ def test_outside_the_mask_the_reference_stays_and_inside_it_does_not(sampler: st
 @torch.no_grad()
 def test_at_every_step_the_outside_is_the_reference_as_noisy_as_equation_1_has_it() -> None:
     model, vae = small_model()
-    scheduler, conditions = Scheduler(), model.condition(SOURCE, POSE.repeat(8, 1, 1, 1))
+    scheduler, conditions = model.scheduler, model.condition(SOURCE, POSE.repeat(8, 1, 1, 1))
     inside = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     inside[..., :8] = True
     reference = Reference(noise(1, 4, 16, 16, seed=3), inside)
@@ -98,7 +97,7 @@ def test_at_every_step_the_outside_is_the_reference_as_noisy_as_equation_1_has_i
     model.register_forward_pre_hook(lambda module, args: seen.append((int(args[1][0]), args[0][:8])))
     for sampler in SAMPLERS:
         seen.clear()
-        denoise(model, vae, scheduler, conditions, sampler=sampler, steps=8, generator=seeded(), reference=reference)
+        denoise(model, vae, conditions, SamplingConfig(8, sampler), generator=seeded(), reference=reference)
         assert len(seen) == 8
         first = scheduler.implied_noise(seen[0][1], reference.latents, seen[0][0])[..., 8:]
         for t, latents in seen:
@@ -113,11 +112,8 @@ def test_at_every_step_the_outside_is_the_reference_as_noisy_as_equation_1_has_i
 def test_a_mask_of_everything_is_plain_sampling() -> None:
     model, vae = small_model()
     whole = torch.ones_like(MASK)
-    edited = edit(model, vae, SOURCE, REFERENCE, whole, POSE, generator=seeded(4), **ONCE)
-    assert torch.equal(edited, sample(model, vae, Scheduler(), SOURCE, POSE, generator=seeded(4), **ONCE))
-
-
-# Interpolation and sequences. ----------------------------------------------------------------------------------------
+    edited = edit(model, vae, SOURCE, REFERENCE, whole, POSE, THREE, generator=seeded(4))
+    assert torch.equal(edited, sample(model, vae, SOURCE, POSE, THREE, generator=seeded(4)))
 
 
 @torch.no_grad()
@@ -134,9 +130,9 @@ def test_the_ends_of_an_interpolation_are_the_two_sources_exactly() -> None:
         assert torch.equal(ours[:1], a) and torch.equal(ours[2:], b)
         assert relative_error(ours[1:2], 0.75 * a + 0.25 * b) <= 1e-6
     parts = [interpolated(first, second, weight) for weight in torch.linspace(0, 1, 3).split(1)]
-    frames = torch.cat([*paint_frames(model, vae, parts, seed=6, **ONCE)])
+    frames = torch.cat([*generate_frames(model, vae, parts, THREE, seed=6)])
     for frame, source in ((frames[:1], SOURCE), (frames[2:], OTHER)):
-        assert torch.equal(frame, sample(model, vae, Scheduler(), source, POSE, generator=[seeded(6)], **ONCE))
+        assert torch.equal(frame, sample(model, vae, source, POSE, THREE, generator=[seeded(6)]))
     assert relative_error(frames[:1], frames[1:2]) > 1e-3
 
 
@@ -149,12 +145,12 @@ def test_a_sequence_encodes_its_source_once_and_is_the_same_in_any_batches() -> 
     calls = []
     model.source_encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     frames = {
-        batch: torch.cat([*paint_frames(model, vae, in_poses(model, SOURCE, joints, batch), seed=6, **ONCE)])
+        batch: torch.cat([*generate_frames(model, vae, in_poses(model, SOURCE, joints, batch), THREE, seed=6)])
         for batch in (1, 3, 4)
     }
     assert calls == [1, 1, 1]
     for i in range(4):
-        alone = sample(model, vae, Scheduler(), SOURCE, poses[i : i + 1], generator=[seeded(6)], **ONCE)
+        alone = sample(model, vae, SOURCE, poses[i : i + 1], THREE, generator=[seeded(6)])
         assert all(relative_error(frames[batch][i : i + 1], alone) <= 1e-4 for batch in frames)
     assert torch.equal(frames[1][0], frames[1][3])  # the same pose twice: all noise is shared
     assert relative_error(frames[1][0], frames[1][1]) > 1e-3
@@ -187,9 +183,6 @@ def test_the_poses_of_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path)
         (tmp_path / name).touch()
     found = pose_files(["x.csv#a", str(tmp_path)])
     assert [Path(path).name for path in found] == ["x.csv#a", "pose1.npy", "pose2.json", "pose10.json"]
-
-
-# Attention maps. -----------------------------------------------------------------------------------------------------
 
 
 def by_hand(attention: Attention, tokens: torch.Tensor, context: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
@@ -233,7 +226,7 @@ def test_maps_equal_the_softmax_computed_from_the_weights() -> None:
 @torch.no_grad()
 def test_watching_changes_no_bit_and_leaves_no_hook() -> None:
     model, vae = small_model()
-    paint = lambda: sample(model, vae, Scheduler(), SOURCE, POSE, generator=[seeded(6)], **ONCE)  # noqa: E731
+    paint = lambda: sample(model, vae, SOURCE, POSE, THREE, generator=[seeded(6)])  # noqa: E731
     before = paint()
     with token_maps(model, 1) as maps:
         assert hooks(model) > 0
@@ -247,19 +240,29 @@ def test_watching_changes_no_bit_and_leaves_no_hook() -> None:
 
 
 @torch.no_grad()
-def test_token_maps_share_each_position_among_the_tokens_and_are_of_the_full_row() -> None:
+def test_maps_see_arguments_by_name() -> None:
+    attention, maps = randomise(Attention(12, 3, 7)), []
+    tokens, context, bias = noise(2, 6, 12), noise(2, 5, 7, seed=1), noise(2, 6, 12, seed=2)
+    with watching([attention], maps.append):
+        attention(tokens, context, bias)
+        attention(tokens, query_bias=bias, context=context)
+    assert maps[0].shape == (2, 6, 5) and torch.equal(maps[0], maps[1])
+
+
+@torch.no_grad()
+def test_token_maps_share_each_position_among_the_tokens_and_are_of_the_conditional_branch() -> None:
     model, vae = small_model()
     poses = torch.cat([POSE, noise(1, 21, 64, 64, seed=8)])
 
     def maps(**settings: object) -> torch.Tensor:
         with token_maps(model, 2) as found:
-            sample(model, vae, Scheduler(), SOURCE, poses, generator=[seeded(6), seeded(7)], **settings)
+            sample(model, vae, SOURCE, poses, SamplingConfig(**settings), generator=[seeded(6), seeded(7)])
         return found
 
     guided = maps(steps=3)
     assert guided.shape == (2, 5, 16, 16)
     assert torch.allclose(guided.sum(dim=1), torch.ones(2, 16, 16), atol=1e-5)
-    # In the first step all have the same latents, so that the scales make no difference to the full row.
+    # In the first step all have the same latents, so the scales make no difference to the conditional branch.
     alone = maps(steps=1, pose_scale=1.0, appearance_scale=1.0)
     for scales in ((2.0, 2.0), (3.0, 1.5)):
         assert relative_error(maps(steps=1, pose_scale=scales[0], appearance_scale=scales[1]), alone) <= 1e-5
@@ -269,8 +272,7 @@ def test_token_maps_share_each_position_among_the_tokens_and_are_of_the_full_row
     found = []
     cross = [m for name, m in model.unet.named_modules() if name.endswith("cross_attention")]
     handles = [m.register_forward_hook(lambda m, args, out: found.append(attention_map(m, *args))) for m in cross]
-    sample(model, vae, Scheduler(), SOURCE, poses, generator=[seeded(6), seeded(7)], steps=1,
-           pose_scale=1.0, appearance_scale=1.0)  # fmt: skip
+    sample(model, vae, SOURCE, poses, SamplingConfig(1, "ddpm", 1.0, 1.0), generator=[seeded(6), seeded(7)])
     for handle in handles:
         handle.remove()
     assert len(found) == 2 * 3 + 1 + 3 * 3
@@ -313,9 +315,6 @@ def test_an_overlay_is_bright_where_the_map_is_high() -> None:
     shown = overlay(Image.new("RGB", (40, 60), "white"), torch.tensor([[0.0, 0.1], [0.2, 0.4]]))
     light = [sum(shown.getpixel(place)) for place in ((5, 5), (35, 5), (5, 55), (35, 55))]
     assert shown.size == (40, 60) and light == sorted(light) and light[0] < light[3] - 200
-
-
-# Commands. -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +373,7 @@ def test_interpolate_begins_and_ends_with_what_the_plain_command_paints(folder: 
     assert np.abs(tiles[0] - tiles[1]).max() > 3
     for photo, tile in zip(PHOTOS, tiles, strict=False):
         out = tmp_path / f"{photo.stem}.png"
-        assert main([str(a) for a in [*common(folder), "--source", photo, *pose, out, "--force"]]) == 0
+        assert sample_command([str(a) for a in [*common(folder), "--source", photo, *pose, out, "--force"]]) == 0
         with Image.open(out) as plain:
             assert np.abs(np.asarray(plain, int) - tile).max() <= 1  # rounding, where it crosses a half
 

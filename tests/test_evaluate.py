@@ -23,14 +23,14 @@ from torch import Tensor
 from cfld.data.batch import Batch
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate import __main__ as evaluate
-from cfld.evaluate import figure, painting, protocol
+from cfld.evaluate import figure, generation, protocol
 from cfld.evaluate.__main__ import main
 from cfld.evaluate.figure import Tile
+from cfld.evaluate.generation import generate_missing
 from cfld.evaluate.inception import Inception
 from cfld.evaluate.lpips import LPIPS, load_lpips
 from cfld.evaluate.measure import make_parts
 from cfld.evaluate.metrics import FeatureStatistics, fid, psnr, ssim
-from cfld.evaluate.painting import paint, truncated
 from cfld.evaluate.person import backdrop, error_inside, face_box, mean_colours, person_region, torso_length
 from cfld.evaluate.protocol import (
     PATTERNS,
@@ -47,6 +47,7 @@ from cfld.evaluate.protocol import (
 from cfld.evaluate.results import PUBLISHED, table
 from cfld.evaluate.weights import ALEXNET, INCEPTIONS, LPIPS_HEADS
 from cfld.folder import save
+from cfld.photos.pixels import to_pictures
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_json
 from cfld.tools.processes import Processes
@@ -200,14 +201,14 @@ def test_the_vaes_row_is_the_reconstruction_of_the_truth(micro_folder: Path, sma
     with torch.no_grad():
         image = vae.decode(vae.encode(target[None].float() / 127.5 - 1)).clamp(-1, 1)
     (path,) = (tmp_path / "out" / "pictures").glob("*.png")
-    difference = np.asarray(truncated(image, SIZE)[0]).astype(int) - np.asarray(Image.open(path))
+    difference = np.asarray(to_pictures(image, SIZE, rounding=False)[0]).astype(int) - np.asarray(Image.open(path))
     assert np.abs(difference).max() <= 1
     assert "VAE" in read_json(tmp_path / "out" / "manifest.json")["rows"]
 
 
 def test_pictures_are_truncated_to_8_bits_as_the_public_codes_are() -> None:
     images = torch.tensor([-1.0, 0.999 / 127.5 - 1, 1.0])[:, None, None, None].expand(3, 3, 64, 64)
-    assert [np.asarray(picture).max() for picture in truncated(images, (32, 22))] == [0, 0, 255]
+    assert [np.asarray(picture).max() for picture in to_pictures(images, (32, 22), rounding=False)] == [0, 0, 255]
 
 
 TABLE_2 = {
@@ -353,7 +354,9 @@ def test_painting_goes_on_and_takes_no_other_model(
     shutil.copy(paths[2], paths[1])
     fails(main, *command, words=["numbers.csv already exists"])
     painted = []
-    monkeypatch.setattr(painting, "collate", lambda items, real=painting.collate: painted.append(items) or real(items))
+    monkeypatch.setattr(
+        generation, "collate", lambda items, real=generation.collate: painted.append(items) or real(items)
+    )
     run(*command, "--force")
     difference = np.asarray(Image.open(paths[0])).astype(int) - np.asarray(Image.open(paths[1]))
     assert [len(items) for items in painted] == [1] and np.abs(difference).max() > 1
@@ -388,7 +391,7 @@ def test_processes_share_the_pairs_and_paint_the_same(fashion: Path, tmp_path: P
 
     for folder, world in (("alone", 1), ("shared", 3)):
         for rank in range(world):
-            paint(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, OneOfSeveral(rank, world))
+            generate_missing(tmp_path / folder, pairs, 7, (32, 22), lambda: painter, 2, OneOfSeveral(rank, world))
     contents = [{p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("alone", "shared")]
     assert contents[0] == contents[1] and len(contents[0]) == 7 and len(set(contents[0].values())) == 7
 

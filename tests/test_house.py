@@ -14,6 +14,7 @@ import cfld
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
 ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
 HALL = {
     "unet", "vae", "swin", "prd", "hga", "adapter", "scheduler", "samplers", "pose", "config", "model", "objective",
@@ -153,6 +154,17 @@ def test_links_lead_somewhere(page: str) -> None:
     text = re.sub(r"`[^`]*`", "", (ROOT / page).read_text())
     for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_readmes_line_counts_are_nearly_right_and_no_page_has_a_placeholder() -> None:
+    rows = re.findall(r"^\| (\[.*) \| .* \| (\d+) \|$", README, re.M)
+    assert len(rows) == 12
+    for files, count in rows:
+        paths = [ROOT / path for path in re.findall(r"\((cfld/\w+\.py)\)", files)]
+        found = sum(len(path.read_text().splitlines()) for path in paths)
+        assert abs(int(count) - found) <= 0.05 * found, f"{files} has {found} lines: make counts"
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        assert not re.search(r"@[A-Z]+@", page.read_text()), page
 
 
 def test_nothing_refers_to_a_place_outside_the_project() -> None:

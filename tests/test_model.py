@@ -1,4 +1,4 @@
-"""The composed model: sizes, seams, conditions, dropping, folders."""
+"""The composed model: sizes, interfaces, conditions, dropping, folders."""
 
 import dataclasses
 import json
@@ -11,8 +11,9 @@ from conftest import MICRO, micro_model
 from references import noise
 
 import cfld
-from cfld.config import SD15, TINY, from_dict, read_config, to_dict
-from cfld.folder import load, save
+from cfld.baselines import from_dict, read_config, to_dict
+from cfld.config import SD15, TINY
+from cfld.folder import load, load_vae, save
 from cfld.model import CFLD, Conditions
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors
@@ -85,7 +86,9 @@ def test_the_trainable_set_follows_the_config() -> None:
         ("swin.stochastic_depth", 1.0, ["swin.stochastic_depth", "1.0"]),
     ],
 )
-def test_a_wrong_seam_names_both_sides(path: str, value: object, words: list[str], tmp_path: Path) -> None:
+def test_an_interface_that_does_not_fit_names_both_sides(
+    path: str, value: object, words: list[str], tmp_path: Path
+) -> None:
     values = json.loads(json.dumps(to_dict(MICRO)))
     at = values
     *parents, last = path.split(".")
@@ -111,7 +114,7 @@ def test_tiny_has_the_shapes_it_promises() -> None:
     assert TINY.unet_trainable == "all"
 
 
-def test_one_source_serves_many_poses_and_rows_cycle_through_sources() -> None:
+def test_one_source_serves_many_poses_and_samples_cycle_through_sources() -> None:
     model, _ = micro_model()
     sources, poses = noise(2, 3, 32, 32), noise(4, 21, 32, 32, seed=1)
     with torch.no_grad():
@@ -207,7 +210,7 @@ def test_the_paper_recipe_drops_source_and_pose_and_the_released_one_the_prompt_
         model.drop(conditions, dropped, "official")
 
 
-def test_a_dropped_row_equals_absent_conditions() -> None:
+def test_a_dropped_sample_equals_absent_conditions() -> None:
     model, _ = micro_model()
     conditions = model.condition(noise(1, 3, 32, 32), noise(1, 21, 32, 32, seed=1))
     latents, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
@@ -216,18 +219,50 @@ def test_a_dropped_row_equals_absent_conditions() -> None:
     assert torch.allclose(zeros, absent, atol=1e-6)
 
 
-def test_of_a_predicted_velocity_forward_returns_the_noise_also_when_rows_share_their_latents() -> None:
+def test_of_a_predicted_velocity_forward_returns_the_noise() -> None:
     plain, _ = micro_model()
     of_velocity = dataclasses.replace(MICRO, scheduler=cfld.SchedulerConfig(prediction_type="v_prediction"))
     model = cfld.CFLD(of_velocity).eval()
     model.load_state_dict(plain.state_dict())
     conditions = model.condition(noise(1, 3, 32, 32), noise(4, 21, 32, 32, seed=1))
-    latents, timesteps = noise(2, 4, 8, 8), torch.tensor([500])
+    latents, timesteps = noise(4, 4, 8, 8), torch.tensor([500])
     velocity, alpha_bar = plain(latents, timesteps, conditions), cfld.Scheduler().alpha_bar(timesteps)
-    expected = alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * latents.repeat(2, 1, 1, 1)
+    expected = alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * latents
     assert torch.allclose(model(latents, timesteps, conditions), expected, atol=1e-6)
-    rows = model(latents.repeat(2, 1, 1, 1), torch.full((4,), 500), conditions)
-    assert torch.allclose(rows, expected, atol=1e-5)
+    assert torch.allclose(model(latents, torch.full((4,), 500), conditions), expected, atol=1e-5)
+
+
+class Wrapper(torch.nn.Module):
+    """What LoRA or quantisation puts in the place of a Linear: it has no weight of its own."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.linear, self.calls = linear, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+@torch.no_grad()
+def test_every_linear_of_the_model_may_be_wrapped_and_hooked() -> None:
+    model, _ = micro_model()
+    sources, poses, latents, timesteps = (
+        noise(1, 3, 32, 32),
+        noise(1, 21, 32, 32),
+        noise(1, 4, 8, 8),
+        torch.tensor([500]),
+    )
+    expected = model(latents, timesteps, model.condition(sources, poses))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    hooked: dict[str, int] = dict.fromkeys(linears, 0)
+    for name, linear in linears.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, Wrapper(linear))
+        linear.register_forward_hook(lambda *_, name=name: hooked.update({name: hooked[name] + 1}))
+    assert torch.equal(model(latents, timesteps, model.condition(sources, poses)), expected)
+    assert hooked == {name: model.get_submodule(name).calls for name in linears} == dict.fromkeys(linears, 1)
+    assert {name.split(".")[0] for name in linears} == {"source_encoder", "prd", "hga", "unet"} and len(linears) > 200
 
 
 def test_forward_changes_none_of_its_arguments() -> None:
@@ -288,6 +323,26 @@ def test_half_a_model_folder_names_what_is_missing(micro_folder: Path, tmp_path:
     (tmp_path / "half" / missing).unlink()
     with pytest.raises(UserError, match=missing):
         load(tmp_path / "half")
+
+
+def test_loading_takes_memory_for_no_weights_but_the_files(micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    def recorded(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        devices.append(parameter.device.type)
+        return parameter
+
+    monkeypatch.setattr("torch.nn.modules.linear.Parameter", lambda x, **k: recorded(torch.nn.Parameter(x, **k)))
+    monkeypatch.setattr("torch.nn.modules.conv.Parameter", lambda x, **k: recorded(torch.nn.Parameter(x, **k)))
+    load(micro_folder), load_vae(micro_folder)
+    assert set(devices) == {"meta"}
+
+
+def test_a_model_is_loaded_with_channels_last_or_as_the_file_has_it(micro_folder: Path) -> None:
+    for wanted in (False, True):
+        for module in load(micro_folder, channels_last=wanted):
+            kernels = [p for p in module.parameters() if p.ndim == 4 and min(p.shape[1:3]) > 1]
+            assert kernels and {p.is_contiguous(memory_format=torch.channels_last) for p in kernels} == {wanted}
 
 
 def test_a_truncated_file_and_a_foreign_file_are_named(micro_folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cfld.photos.__main__ import main as preview_main
 from cfld.photos.crop import Crop, border_colour, fit, fitted, whole
 from cfld.photos.keypoints import joints_on, read_annotations, read_joints, read_pose
 from cfld.pose import FRAME, JOINT_COLOURS, JOINTS
+from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image
 
@@ -298,8 +299,8 @@ def test_the_command_cuts_the_source_around_its_joints_and_the_pose_as_its_photo
     assert run(micro_folder, tmp_path / "b.png", "--source", photo, "--source-pose", file, *pose) == by_hand
     assert run(micro_folder, tmp_path / "c.png", "--source", photo, *pose) != by_hand  # padded
     model, vae = cfld.load(micro_folder)
-    rimmed = cfld.generate(model, vae, read_image(photo), crop.to_frame(joints), steps=2)[0]
-    assert np.abs(pixels(rimmed) - pixels(Image.open(tmp_path / "c.png"))).max() <= 2
+    padded = cfld.generate(model, vae, read_image(photo), crop.to_frame(joints), SamplingConfig(steps=2))[0]
+    assert np.abs(pixels(padded) - pixels(Image.open(tmp_path / "c.png"))).max() <= 2
 
 
 def test_the_command_takes_a_photo_as_its_pose(

@@ -26,7 +26,7 @@ import cfld
 from cfld.photos.keypoints import keypoints_from, read_pose
 from cfld.playground.__main__ import main
 from cfld.playground.requests import PHOTO_LIMIT, SEED_LIMIT
-from cfld.playground.server import PRESETS, QUEUE_LIMIT, PlaygroundServer, preview
+from cfld.playground.server import PRESET_POSES, QUEUE_LIMIT, PlaygroundServer, step_preview
 from cfld.pose import JOINTS
 from cfld.tools.pictures import read_image
 
@@ -134,9 +134,6 @@ BAD_POSES = {
 }
 
 
-# The server. ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_is_one_file_that_names_no_other_place(server: PlaygroundServer) -> None:
     status, page = ask(server, "/")
     assert status == 200 and page.startswith(b"<!doctype html>")
@@ -237,7 +234,8 @@ def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> Non
         ({"seeds": [2**63]}, "below 2^63"),
         ({"seeds": [True]}, "seeds must be whole"),
         ({"seeds": 3}, "seeds must be whole"),
-        ({"steps": 0}, "steps must be within 1 .. 999, found 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, found 0"),
+        ({"steps": 1000}, "steps must be within 1 .. 999, found 1000"),
         ({"steps": 2.5}, "steps must be a whole"),
         ({"sampler": "euler"}, "ddpm, ddim"),
         ({"sampler": ["ddpm"]}, "ddpm, ddim"),
@@ -270,7 +268,7 @@ def test_a_request_must_be_of_a_known_kind_and_length(server: PlaygroundServer) 
 
 def test_what_the_page_offers_can_be_painted(server: PlaygroundServer) -> None:
     settings = ask(server, "/settings")[1]
-    assert tuple(settings["joints"]) == JOINTS and list(settings["presets"]) == list(PRESETS)
+    assert tuple(settings["joints"]) == JOINTS and list(settings["presets"]) == list(PRESET_POSES)
     for keypoints in settings["presets"].values():
         joints = np.array(keypoints)
         assert joints.shape == (18, 2) and (joints >= 0).all(axis=1).sum() >= 8
@@ -287,7 +285,11 @@ def test_painting_tells_of_each_step_and_ends_with_the_pictures_of_generate(serv
     assert picture_in(events[0]["preview"]).size == (32, 32)
     for event, seed in ((events[3], 3), (events[7], 9)):
         ours = cfld.generate(
-            *MODEL, read_image(PHOTO), keypoints_from(POSE), steps=3, sampler="unipc", appearance_scale=1.5, seed=seed
+            *MODEL,
+            read_image(PHOTO),
+            keypoints_from(POSE),
+            cfld.SamplingConfig(3, "unipc", appearance_scale=1.5),
+            seed=seed,
         )
         assert picture_in(event["picture"]).tobytes() == ours[0].tobytes()
 
@@ -296,7 +298,7 @@ def test_a_preview_is_the_decoded_latents_only_smaller() -> None:
     _, vae = MODEL
     latents = noise(1, 4, 4, 4).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     expected = (vae.decode(noise(1, 4, 4, 4)) / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255
-    assert (torch.from_numpy(np.array(preview(vae, latents))).float() - expected).abs().max() <= 1.01
+    assert (torch.from_numpy(np.array(step_preview(vae, latents))).float() - expected).abs().max() <= 1.01
 
 
 def test_one_paints_at_a_time_and_the_others_are_told_their_place(server: PlaygroundServer) -> None:
@@ -359,9 +361,6 @@ def test_mistakes_of_the_command_are_one_line(
     fails(main, "--model", tmp_path / "none", words=["no such model folder"])
     monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
     fails(main, words=["bundled model", "make tiny"])
-
-
-# The page. -----------------------------------------------------------------------------------------------------------
 
 
 def address(server: PlaygroundServer) -> str:
@@ -435,7 +434,7 @@ def test_a_photo_is_dropped_a_joint_dragged_and_the_saved_picture_is_that_of_the
             page.get_by_role("link", name=f"picture of seed {seed} ").click()
         assert download.value.suggested_filename == f"seed-{seed}.png"
         download.value.save_as(tmp_path / "out.png")
-        ours = cfld.generate(*MODEL, read_image(PHOTO), after, steps=4, seed=seed)[0]
+        ours = cfld.generate(*MODEL, read_image(PHOTO), after, cfld.SamplingConfig(4), seed=seed)[0]
         assert Image.open(tmp_path / "out.png").tobytes() == ours.tobytes()
     assert all(url.startswith((address(server), "data:", "blob:")) for url in asked)
 

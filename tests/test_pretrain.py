@@ -10,7 +10,7 @@ import torch
 from conftest import MICRO, micro_model
 from safetensors.torch import load_file
 
-from cfld.config import to_dict
+from cfld.baselines import to_dict
 from cfld.folder import load
 from cfld.people.__main__ import main as draw_people
 from cfld.train import main

@@ -1,5 +1,6 @@
 """Guidance, sampling and its command."""
 
+import argparse
 import json
 import re
 import shutil
@@ -11,14 +12,17 @@ import torch
 from conftest import micro_model
 from PIL import Image
 from references import DATA, noise, relative_error
+from torch._inductor import compile_fx
 from torch._inductor import config as inductor
 
 import cfld
+from cfld.edit.__main__ import main as edit
 from cfld.model import CFLD, Conditions
 from cfld.photos.pixels import to_pictures
-from cfld.sample import FAST, main
-from cfld.sampling import guidance, sample
-from cfld.scheduler import SAMPLERS, Scheduler
+from cfld.playground.__main__ import main as playground
+from cfld.sample import main
+from cfld.samplers import SAMPLERS, dpmpp_step, unipc_step
+from cfld.sampling import FAST, PAPER, SamplingConfig, draw_noise, guidance, guided_noise, sample
 from cfld.tools.cli import UserError
 
 CSV = DATA / "fashion" / "fasion-resize-annotation-test.csv"
@@ -31,33 +35,31 @@ def inputs(model: CFLD) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("pose_scale", "appearance_scale", "rows"),
+    ("pose_scale", "appearance_scale", "branches"),
     [(2.0, 2.0, 2), (1.0, 1.0, 1), (3.0, 1.5, 3), (2.0, 0.0, 2), (0.0, 0.0, 1)],
 )
 @torch.no_grad()
-def test_rows_of_weight_zero_are_not_computed_and_the_rest_equals_equation_7(
-    pose_scale: float, appearance_scale: float, rows: int
+def test_branches_of_weight_zero_are_not_computed_and_the_rest_equals_equation_7(
+    pose_scale: float, appearance_scale: float, branches: int
 ) -> None:
     model, _ = micro_model()
     conditions = model.condition(*inputs(model))
     weights, stacked = guidance(conditions, model.null_prompt, pose_scale, appearance_scale)
-    assert len(weights) == rows and len(stacked.prompt) == 2 * rows
+    assert len(weights) == branches and len(stacked) == 2 * branches
     latents, timesteps = noise(2, 4, 8, 8), torch.tensor([500, 500])
     null = model.null_prompt.expand(2, -1, -1)
     uncond = model(latents, timesteps, Conditions(null, None, None))
     pose = model(latents, timesteps, Conditions(null, conditions.pose_features, None))
     full = model(latents, timesteps, conditions)
     expected = uncond + pose_scale * (pose - uncond) + appearance_scale * (full - pose)  # Eq. 7 as printed
-    parts = model(latents.repeat(rows, 1, 1, 1), timesteps.repeat(rows), stacked).chunk(rows)
-    assert relative_error(sum(w * eps for w, eps in zip(weights, parts, strict=True)), expected) <= 1e-5
+    assert relative_error(guided_noise(model, latents, 500, weights, stacked), expected) <= 1e-5
 
 
 @torch.no_grad()
-def test_sampling_equals_the_three_row_loop_written_out() -> None:
+def test_sampling_equals_the_loop_of_three_branches_written_out() -> None:
     model, vae = micro_model()
     sources, poses = inputs(model)
-    scheduler = Scheduler()
-    ours = sample(model, vae, scheduler, sources, poses, steps=4, generator=torch.Generator().manual_seed(3))
+    ours = sample(model, vae, sources, poses, SamplingConfig(steps=4), generator=torch.Generator().manual_seed(3))
     g, conditions = torch.Generator().manual_seed(3), model.condition(sources, poses)
     latents = torch.randn(2, 4, 8, 8, generator=g)
     null = model.null_prompt.expand(2, -1, -1)
@@ -68,7 +70,8 @@ def test_sampling_equals_the_three_row_loop_written_out() -> None:
         full = model(latents, at, conditions)
         eps = uncond + 2 * (pose - uncond) + 2 * (full - pose)
         z = torch.randn(2, 4, 8, 8, generator=g) if t_next >= 0 else None
-        latents = scheduler.ddpm_step(latents, eps, t, t_next, z)
+        x_0 = model.scheduler.clean_latents(latents, eps, t)
+        latents = model.scheduler.ddpm_step(latents, x_0, t, t_next, z)
     assert relative_error(ours, vae.decode(latents).clamp(-1, 1)) <= 1e-4
 
 
@@ -77,51 +80,60 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(sampler: str) -> None:
     model, vae = micro_model()
     source, poses = noise(1, 3, 32, 32), noise(3, 21, 32, 32, seed=1)
     seeds = lambda *numbers: [torch.Generator().manual_seed(i) for i in numbers]  # noqa: E731
-    together = sample(model, vae, Scheduler(), source, poses, steps=3, sampler=sampler, generator=seeds(5, 6, 7))
-    alone = sample(model, vae, Scheduler(), source, poses[1:2], steps=3, sampler=sampler, generator=seeds(6))
+    config = SamplingConfig(3, sampler)
+    together = sample(model, vae, source, poses, config, generator=seeds(5, 6, 7))
+    alone = sample(model, vae, source, poses[1:2], config, generator=seeds(6))
     assert relative_error(together[1:2], alone) <= 1e-4
-    again = sample(model, vae, Scheduler(), source, poses, steps=3, sampler=sampler, generator=seeds(5, 6, 7))
+    again = sample(model, vae, source, poses, config, generator=seeds(5, 6, 7))
     assert torch.equal(together, again)
 
 
+def test_a_list_of_generators_must_have_one_per_image() -> None:
+    model, vae = micro_model()
+    poses = noise(3, 21, 32, 32, seed=1)
+    for count in (1, 2, 4):
+        seeds = [torch.Generator().manual_seed(i) for i in range(count)]
+        with pytest.raises(UserError, match=f"one per image, 3, found {count}"):
+            sample(model, vae, noise(1, 3, 32, 32), poses, SamplingConfig(1), generator=seeds)
+    first, second = draw_noise((2, 4, 8, 8), [torch.Generator().manual_seed(i) for i in (0, 1)], torch.device("cpu"))
+    assert not torch.equal(first, second)
+
+
 @torch.no_grad()
-def test_the_loop_gives_a_sampler_what_it_predicted_before() -> None:
+def test_the_loop_gives_a_sampler_what_was_predicted_before() -> None:
     model, vae = micro_model()
     sources, poses = inputs(model)
-    settings = {"pose_scale": 1.0, "appearance_scale": 1.0}
-    scheduler, conditions = Scheduler(), model.condition(sources, poses)
-    for sampler, step in (("dpm++", scheduler.dpmpp_step), ("unipc", scheduler.unipc_step)):
+    scheduler, conditions = model.scheduler, model.condition(sources, poses)
+    for sampler, step in (("dpm++", dpmpp_step), ("unipc", unipc_step)):
         g = torch.Generator().manual_seed(3)
-        ours = sample(model, vae, scheduler, sources, poses, steps=4, sampler=sampler, generator=g, **settings)
+        ours = sample(model, vae, sources, poses, SamplingConfig(4, sampler, 1.0, 1.0), generator=g)
         latents, past = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), []
         for t, t_next in ((999, 749), (749, 500), (500, 250), (250, -1)):
-            eps = model(latents, torch.tensor([t, t]), conditions)
-            before, latents = latents, step(latents, eps, t, t_next, past=past)
-            past.append((t, scheduler.clean_latents(before, eps, t)))
+            x_0 = scheduler.clean_latents(latents, model(latents, torch.tensor([t, t]), conditions), t)
+            latents = step(scheduler, latents, x_0, t, t_next, past)
+            past.append((t, x_0))
         assert relative_error(ours, vae.decode(latents).clamp(-1, 1)) <= 1e-4
-    with pytest.raises(UserError, match=r"one of ddpm, ddim, dpm.., unipc, found 'euler'"):
-        sample(model, vae, scheduler, sources, poses, sampler="euler")
 
 
-@pytest.mark.parametrize("scales", [(2.0, 2.0), (3.0, 1.5)])
-@torch.no_grad()
-def test_what_the_rows_of_guidance_share_is_computed_once_and_is_the_same(scales: tuple[float, float]) -> None:
-    model, _ = micro_model()
-    model.double()
-    poses, sources = (x.double() for x in reversed(inputs(model)))
-    weights, stacked = guidance(model.condition(sources, poses), model.null_prompt, *scales)
-    latents, copies = noise(2, 4, 8, 8).double(), len(weights)
-    repeated = model(latents.repeat(copies, 1, 1, 1), torch.full((2 * copies,), 500), stacked)
-
-    transformer = model.unet.down[0].attentions[0]
-    parts = {"before": model.unet.down[0].resnets[0], "self": transformer.block.self_attention,
-             "cross": transformer.block.cross_attention, "after": model.unet.down[0].resnets[1]}  # fmt: skip
-    rows: dict[str, int] = {}
-    for name, part in parts.items():
-        part.register_forward_hook(lambda module, args, out, name=name: rows.__setitem__(name, len(out)))
-    shared = model(latents, torch.tensor([500]), stacked)
-    assert relative_error(shared, repeated) <= 1e-12
-    assert rows == {"before": 2, "self": 2, "cross": 2 * copies, "after": 2 * copies}
+def test_a_config_checks_itself() -> None:
+    for changes, words in (
+        ({"steps": 0}, "steps must be a whole number of at least 1, found 0"),
+        ({"steps": 2.5}, "found 2.5"),
+        ({"steps": True}, "found True"),
+        ({"sampler": "euler"}, r"one of ddpm, ddim, dpm\+\+, unipc, found 'euler'"),
+        ({"pose_scale": 101}, "pose_scale must be a number within -100 .. 100, found 101"),
+        ({"appearance_scale": float("nan")}, "appearance_scale must be a number within -100 .. 100, found nan"),
+        ({"pose_scale": "2"}, "pose_scale must be a number"),
+        ({"guidance_interval": (9, 5)}, "LOW <= HIGH, found 9 5"),
+        ({"guidance_interval": (0, 5, 9)}, "LOW HIGH with LOW <= HIGH, found 0 5 9"),
+    ):
+        with pytest.raises(UserError, match=words):
+            SamplingConfig(**changes)
+    model, vae = micro_model()
+    with pytest.raises(UserError, match=r"steps must be within 1 \.\. 999, found 1000"):
+        sample(model, vae, *inputs(model), SamplingConfig(1000))
+    assert SamplingConfig(np.int64(3), pose_scale=np.float32(2)).steps == 3
+    assert SamplingConfig() == PAPER and (PAPER.steps, PAPER.sampler) == (50, "ddpm")
 
 
 @torch.no_grad()
@@ -131,7 +143,8 @@ def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
 
     def paint() -> torch.Tensor:
         noises = [torch.Generator().manual_seed(i) for i in range(5)]
-        return sample(model, vae, Scheduler(), sources[:1], poses[:1].expand(5, -1, -1, -1), steps=2, generator=noises)
+        many = poses[:1].expand(5, -1, -1, -1)
+        return sample(model, vae, sources[:1], many, SamplingConfig(steps=2), generator=noises)
 
     whole, counts = paint(), []
     vae.decoder.register_forward_hook(lambda module, args, out: counts.append(len(out)))
@@ -141,15 +154,15 @@ def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
 
 
 @torch.no_grad()
-def test_guidance_acts_within_its_interval_and_the_full_row_stands_alone_elsewhere() -> None:
+def test_guidance_acts_within_its_interval_and_the_conditional_branch_stands_alone_elsewhere() -> None:
     model, vae = micro_model()
     paint = lambda **settings: sample(  # noqa: E731
-        model, vae, Scheduler(), *inputs(model), steps=4, generator=torch.Generator().manual_seed(3), **settings
+        model, vae, *inputs(model), SamplingConfig(4, **settings), generator=torch.Generator().manual_seed(3)
     )
-    rows = []
-    handle = model.unet.register_forward_pre_hook(lambda module, args: rows.append((int(args[1][0]), len(args[2]))))
+    sizes = []
+    handle = model.unet.register_forward_pre_hook(lambda module, args: sizes.append((int(args[1][0]), len(args[2]))))
     inner = paint(guidance_interval=(251, 501))
-    assert rows == [(751, 2), (501, 4), (251, 4), (1, 2)]  # two pictures, and two rows of Eq. 7 at 2.0/2.0
+    assert sizes == [(751, 2), (501, 4), (251, 4), (1, 2)]  # two images, and two branches of Eq. 7 at 2.0/2.0
     handle.remove()
     guided, plain = paint(), paint(pose_scale=1.0, appearance_scale=1.0)
     assert torch.equal(paint(guidance_interval=(0, 999)), guided)
@@ -162,14 +175,7 @@ def test_each_step_is_told_with_what_it_predicts_and_changes_nothing(sampler: st
     model, vae = micro_model()
     told: list[tuple[int, torch.Tensor]] = []
     paint = lambda **more: sample(  # noqa: E731
-        model,
-        vae,
-        Scheduler(),
-        *inputs(model),
-        steps=3,
-        sampler=sampler,
-        generator=torch.Generator().manual_seed(3),
-        **more,
+        model, vae, *inputs(model), SamplingConfig(3, sampler), generator=torch.Generator().manual_seed(3), **more
     )
     watched = paint(on_step=lambda i, x_0: told.append((i, x_0)))
     assert torch.equal(watched, paint())
@@ -188,9 +194,9 @@ def test_pictures_are_rounded_clamped_and_of_the_size_asked_for() -> None:
 def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
     model, vae = cfld.load(micro_folder)
     keypoints = cfld.photos.keypoints.read_annotations(CSV)[NAMES[1]]
-    pictures = cfld.generate(model, vae, Image.open(PHOTO), keypoints, steps=2, seed=4)
+    pictures = cfld.generate(model, vae, Image.open(PHOTO), keypoints, SamplingConfig(2), seed=4)
     assert [picture.size for picture in pictures] == [(176, 256)]
-    again = cfld.generate(model, vae, Image.open(PHOTO).convert("RGBA"), keypoints, steps=2, seed=4)
+    again = cfld.generate(model, vae, Image.open(PHOTO).convert("RGBA"), keypoints, SamplingConfig(2), seed=4)
     assert again[0].tobytes() == pictures[0].tobytes()
 
 
@@ -198,9 +204,9 @@ def test_generate_takes_and_gives_pictures(micro_folder: Path) -> None:
 def test_keypoints_of_another_shape_are_refused(micro_folder: Path, shape: tuple[int, ...]) -> None:
     model, vae = cfld.load(micro_folder)
     with pytest.raises(UserError, match=r"\(18, 2\) or \(B, 18, 2\).*found " + re.escape(str(shape))):
-        cfld.generate(model, vae, Image.open(PHOTO), np.full(shape, 50.0), steps=2)
+        cfld.generate(model, vae, Image.open(PHOTO), np.full(shape, 50.0), SamplingConfig(2))
     with pytest.raises(UserError, match="finite"):
-        cfld.generate(model, vae, Image.open(PHOTO), np.full((18, 2), np.nan), steps=2)
+        cfld.generate(model, vae, Image.open(PHOTO), np.full((18, 2), np.nan), SamplingConfig(2))
 
 
 def test_a_picture_that_is_not_finite_is_an_error_and_not_black(micro_folder: Path, tmp_path: Path, fails) -> None:
@@ -248,8 +254,8 @@ def test_the_command_takes_a_sampler_and_a_guidance_interval(micro_folder: Path,
 
 def test_fast_is_a_preset_that_other_options_change(micro_folder: Path, tmp_path: Path) -> None:
     pose = ("--pose", f"{CSV}#{NAMES[1]}")
-    same = [("--fast",), ("--sampler", FAST["sampler"], "--steps", FAST["steps"])]
-    other = [("--fast", "--steps", 3), ("--sampler", FAST["sampler"], "--steps", 3)]
+    same = [("--fast",), ("--sampler", FAST.sampler, "--steps", FAST.steps)]
+    other = [("--fast", "--steps", 3), ("--sampler", FAST.sampler, "--steps", 3)]
     made = []
     for i, more in enumerate((*same, *other)):
         argv = ["--model", micro_folder, "--source", PHOTO, "--out", tmp_path / f"{i}.png", "--device", "cpu"]
@@ -262,11 +268,13 @@ def test_fast_is_a_preset_that_other_options_change(micro_folder: Path, tmp_path
 def test_the_command_paints_nearly_the_same_compiled(
     micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inductor, "freezing", False)  # and back to what it was
+    frozen = []
+    freeze = compile_fx.fw_compiler_freezing
+    monkeypatch.setattr(compile_fx, "fw_compiler_freezing", lambda *a, **k: (frozen.append(1), freeze(*a, **k))[1])
     outs = [tmp_path / name for name in ("eager.png", "compiled.png")]
     pose = ("--pose", f"{CSV}#{NAMES[1]}")
     assert run(micro_folder, outs[0], *pose) == run(micro_folder, outs[1], *pose, "--compile") == 0
-    assert inductor.freezing
+    assert frozen and not inductor.freezing  # in force for this UNet, and for nothing else
     eager, compiled = (np.asarray(Image.open(out)).astype(int) for out in outs)
     assert np.abs(eager - compiled).max() <= 1
 
@@ -313,11 +321,9 @@ def test_lower_precisions_paint_nearly_the_same(micro_folder: Path, precision: s
     model, vae = cfld.load(micro_folder)
     low_model, low_vae = cfld.load(micro_folder, dtype=dtype)
     sources, poses = inputs(model)
-    settings = {"steps": 2, "pose_scale": 1.0, "appearance_scale": 1.0}
-    high = sample(model, vae, Scheduler(), sources, poses, generator=torch.Generator().manual_seed(0), **settings)
-    low = sample(
-        low_model, low_vae, Scheduler(), sources, poses, generator=torch.Generator().manual_seed(0), **settings
-    )
+    config = SamplingConfig(steps=2, pose_scale=1.0, appearance_scale=1.0)
+    high = sample(model, vae, sources, poses, config, generator=torch.Generator().manual_seed(0))
+    low = sample(low_model, low_vae, sources, poses, config, generator=torch.Generator().manual_seed(0))
     assert low.dtype == dtype
     assert relative_error(low.float(), high) <= 0.1
 
@@ -357,3 +363,30 @@ def test_mistakes_are_one_line_and_overwrite_nothing(micro_folder: Path, tmp_pat
           words=["--min-confidence must be within 0 .. 1, found 30"])  # fmt: skip
     fails(main, "--model", micro_folder, *photo, *people, "--out", tmp_path / "q.png", "--guidance-interval", 9, 5,
           words=["--guidance-interval", "found 9 5"])  # fmt: skip
+
+
+def test_the_commands_of_cfld_edit_are_named_to_those_who_look_for_them_here(fails) -> None:
+    for name in ("edit", "interpolate", "sequence", "attention"):
+        fails(main, name, "--help", words=[f"python -m cfld.edit {name}"])
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        (main, []),
+        (edit, ["edit"]),
+        (edit, ["interpolate"]),
+        (edit, ["sequence"]),
+        (edit, ["attention"]),
+        (playground, []),
+    ],
+)
+def test_every_option_is_explained_in_at_most_80_characters(
+    command, argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda self: parsers.append(self))
+    with pytest.raises(SystemExit):
+        command([*argv, "--help"])
+    for action in parsers[0]._actions:
+        assert action.help and len(action.help) <= 80, (action.option_strings, action.help)

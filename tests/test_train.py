@@ -64,7 +64,7 @@ def test_a_run_folder_holds_its_options_log_checkpoints_and_model(whole: Path, m
     assert json.loads((whole / "config.json").read_text())["options"]["steps"] == 6
     log = logged(whole)
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
-    assert log[0].keys() == {"step", "loss", "lr", "rows/s"}
+    assert log[0].keys() == {"step", "loss", "lr", "samples/s"}
     assert all(math.isfinite(line["loss"]) for line in log)
     model, _ = load(whole / "model")
     before = load(micro_folder)[0].state_dict()
@@ -119,7 +119,7 @@ def test_two_trainings_do_not_share_a_folder(whole: Path, tmp_path: Path, fails,
 
 def test_a_folder_of_something_else_is_not_gone_on_with(tmp_path: Path, fails) -> None:
     (tmp_path / "notes.txt").write_text("not a run's")
-    fails(main, "--out", tmp_path, "--resume", words=["must be a run's", "no config.json", "another --out"])
+    fails(main, "--out", tmp_path, "--resume", words=["must be a run folder", "no config.json", "another --out"])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -374,8 +374,8 @@ def test_a_dry_run_says_what_a_step_needs_and_writes_nothing(argv, capsys) -> No
     parameters = [*model.parameters(), *vae.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad) - sum(p.numel() for p in vae.parameters())
     assert said["parameters"] == f"{sum(p.numel() for p in parameters):,}" and said["that train"] == f"{trained:,}"
-    assert said["steps an epoch"] == "50" and "100 steps" in said
-    assert said["gradients"] == said["averages"] == f"{4 * trained / 2**30:.3f} GiB"
+    assert said["steps per epoch"] == "50" and "100 steps" in said
+    assert said["gradients"] == said["EMA weights"] == f"{4 * trained / 2**30:.3f} GiB"
     assert {"weights", "optimiser", "activations and the rest", "a step"} <= said.keys()
 
 
@@ -424,7 +424,7 @@ def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder
     assert options["init"] == str(micro_folder) and options["config"] == str(micro_folder / "config.json")
     assert main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 0
     fails(main, *common, "--init", micro_folder, "--out", tmp_path / "new", words=["--finetune", "--init"])
-    fails(main, "--finetune", tmp_path, "--out", tmp_path / "new", words=["whole model folder", "model.safetensors"])
+    fails(main, "--finetune", tmp_path, "--out", tmp_path / "new", words=["full model folder", "model.safetensors"])
 
 
 def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:

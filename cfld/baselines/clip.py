@@ -8,10 +8,9 @@ Letters in shapes: B images, N = 1 + (H / patch)^2 tokens, of which the first st
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-from cfld.attention import attend
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training photos
 
@@ -55,7 +54,7 @@ class SelfAttention(nn.Module):
             rearrange(project(tokens), "b n (h d) -> b h n d", h=self.num_heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        return self.to_out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
 class CLIPBlock(nn.Module):

@@ -19,18 +19,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cfld.adapter import PoseAdapter
-from cfld.baselines.b1_to_b5 import substitutes
-from cfld.config import ABLATIONS, SD15, ablation, read_config
+from cfld.baselines import ABLATIONS, ablation, build, read_config
+from cfld.baselines.b1_to_b5 import B2Config
+from cfld.config import SD15
 from cfld.convert.export import export_diffusers, export_official
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
-from cfld.hga import HybridGranularityAttention
-from cfld.model import CFLD
-from cfld.prd import PerceptionRefinedDecoder
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
 from cfld.tools.files import atomic
-from cfld.training.initial import checkpoint_model
+from cfld.training.stages import checkpoint_model
 
 
 def init(options: argparse.Namespace) -> None:
@@ -43,25 +40,21 @@ def init(options: argparse.Namespace) -> None:
         raise UserError(
             "a UNet and a VAE are needed: give --unet and --vae, or --sd for the single file that holds both"
         )
-    needed, other = ("clip", "swin") if config.prompt == "clip" else ("swin", "clip")
+    of_clip = isinstance(config, B2Config)
+    needed, other = ("clip", "swin") if of_clip else ("swin", "clip")
     if not getattr(options, needed) or getattr(options, other):
         raise UserError(
-            f"a model of prompt {config.prompt} needs --{needed} FILE and no --{other}: weights/README.md says where "
-            f"the file comes from"
+            f"{'B2' if of_clip else 'a model other than B2'} needs --{needed} FILE and no --{other}: "
+            f"weights/README.md says where the file comes from"
         )
-    vae = load_vae(vae_path, config.vae)
+    vae, unet = load_vae(vae_path, config.vae), load_unet(unet_path, config.unet)
+    source_encoder: nn.Module
+    if isinstance(config, B2Config):
+        source_encoder = load_clip(options.clip, config.clip)
+    else:
+        source_encoder = load_swin(options.swin, config.swin)
     torch.manual_seed(options.seed)
-    with torch.device("meta"):
-        model = CFLD(config)
-    model.unet = load_unet(unet_path, config.unet)
-    model.prd = PerceptionRefinedDecoder(config.prd)
-    model.hga = HybridGranularityAttention(config.hga)
-    model.pose_adapter = PoseAdapter(config.adapter)
-    model.null_prompt = nn.Parameter(torch.randn(model.null_prompt.shape))
-    source_encoder = load_clip(options.clip, config.clip) if options.clip else load_swin(options.swin, config.swin)
-    for name, part in {**substitutes(config), "source_encoder": source_encoder}.items():
-        setattr(model, name, part)
-    save(options.out, model, vae)
+    save(options.out, build(config, unet=unet, source_encoder=source_encoder), vae)
 
 
 def official(options: argparse.Namespace) -> None:

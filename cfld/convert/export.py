@@ -25,10 +25,10 @@ def in_layout(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 def export_official(model: CFLD, folder: Path) -> None:
     """Write the two files of the official checkpoint, as safetensors. Raises UserError for a baseline of Table 3."""
-    if not model.config.whole:
+    if type(model) is not CFLD:
         raise UserError(
-            f"the official layout is of the whole method alone, found prompt {model.config.prompt!r} and biases "
-            f"{model.config.biases}; --to diffusers writes the UNet and the VAE of any model"
+            f"the official layout is of the whole method alone, found baseline {type(model).__name__}; "
+            f"--to diffusers writes the UNet and the VAE of any model"
         )
     write_tensors(folder / "pytorch_model.safetensors", in_layout(model, layout_of("CFLD", "official CFLD")))
     write_tensors(folder / "pytorch_model_1.safetensors", in_layout(model.unet, layout_of("UNet", "official CFLD")))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfld.baselines import build
 from cfld.baselines.clip import CLIPConfig, CLIPImageEncoder
 from cfld.config import SD15, CFLDConfig
 from cfld.convert.layouts import LAYOUTS
@@ -122,7 +123,7 @@ def load_official(
 ) -> CFLD:
     """The full model from the two files of an official checkpoint. Raises UserError unless they fit the config."""
     with torch.device("meta"):
-        model = CFLD(config)
+        model = build(config)
     tensors = to_ours(read_tensors(model_path), "CFLD", model_path)
     unet_tensors = to_ours(read_tensors(unet_path), "UNet", unet_path)
     tensors |= {f"unet.{name}": tensor for name, tensor in unet_tensors.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import read_config
+from cfld.baselines import read_config
 from cfld.data.cache import ANOTHER, SHARD, shards
 from cfld.data.pairs import FashionPairs
 from cfld.folder import load_vae

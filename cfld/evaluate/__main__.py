@@ -32,9 +32,9 @@ from torch import nn
 
 import cfld
 from cfld.evaluate import figure, study
+from cfld.evaluate.generation import plan_generation
 from cfld.evaluate.measure import digest, make_parts, measure_part, real_statistics
 from cfld.evaluate.metrics import FeatureStatistics
-from cfld.evaluate.painting import plan_painting
 from cfld.evaluate.protocol import (
     FIDS,
     NAME_HINT,
@@ -53,7 +53,7 @@ from cfld.evaluate.protocol import (
 )
 from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
-from cfld.scheduler import SAMPLERS
+from cfld.samplers import SAMPLERS
 from cfld.tools.cli import PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, join
@@ -174,7 +174,7 @@ def evaluate_here(options: argparse.Namespace, processes: Processes) -> None:
     with alone_in(options.out) if processes.is_main else contextlib.nullcontext():
         generate = None
         if isinstance(cases, PairSet) and (options.model or options.vae):
-            generate = plan_painting(options, cases, processes)
+            generate = plan_generation(options, cases, processes)
         else:
             method, made = images_to_measure(options, cases, processes)
 

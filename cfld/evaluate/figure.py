@@ -155,9 +155,12 @@ def parser() -> argparse.ArgumentParser:
     options = command_parser("cfld.evaluate figure", __doc__)
     options.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     options.add_argument(
-        "--method", action="append", required=True, metavar="NAME=FOLDER",
+        "--method",
+        action="append",
+        required=True,
+        metavar="NAME=FOLDER",
         help="a method's images, or 'copy of the source', 'empty backdrop', 'mean colours'",
-    )  # fmt: skip
+    )
     options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the image to write")
     options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the images")
     options.add_argument("--first", type=int, default=10, metavar="N", help="the first N pairs")

@@ -1,4 +1,4 @@
-"""What the playground's page sends, checked."""
+"""Read and check the requests of the playground's page."""
 
 import argparse
 import base64
@@ -15,22 +15,20 @@ from PIL import Image
 from cfld.model import CFLD
 from cfld.photos.crop import fitted
 from cfld.photos.keypoints import keypoints_from
-from cfld.sample import SCALE_LIMIT
-from cfld.sampling import check_steps
-from cfld.scheduler import SAMPLERS
+from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.pictures import to_rgb, turned_upright
 
 MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
-PIXEL_LIMIT = 64_000_000  # of a photo; a few kilobytes can claim to be billions
+PIXEL_LIMIT = 64_000_000  # of a photo; a file of a few kilobytes can claim billions
 JSON_LIMIT = {"/pose": MEGABYTE, "/paint": PHOTO_LIMIT * 4 // 3 + MEGABYTE}  # base64 makes four bytes of three
 SEED_LIMIT = 8  # of seeds in one request
-DECODING = threading.Lock()  # one photo at a time: a small file may be a large picture
+DECODING = threading.Lock()  # one photo at a time, because a small file may decode to a large picture
 
 
 class Refused(Exception):
-    """A request that is not served, and why."""
+    """A request that is refused, with an HTTP status and a reason."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -38,7 +36,7 @@ class Refused(Exception):
 
 
 def read_photo(data: bytes) -> Image.Image:
-    """The bytes of a JPEG, PNG or WebP file -> the picture in RGB, upright. Raises UserError."""
+    """The bytes of a JPEG, PNG or WebP file -> the photo in RGB, upright. Raises UserError."""
     if not data:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found an empty file")
     try:
@@ -50,12 +48,12 @@ def read_photo(data: bytes) -> Image.Image:
         raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found more: make it smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found something else") from None
-    except Exception as error:  # pillow raises whatever a damaged file leads it to
+    except Exception as error:  # pillow raises all kinds for damaged files
         raise UserError(f"the photo is damaged ({error}): save or copy it again") from None
     raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found {width} x {height}: make it smaller")
 
 
-def parse(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """JSON -> its value. Raises UserError."""
     try:
         return json.loads(text)
@@ -63,57 +61,48 @@ def parse(text: str | bytes) -> Any:
         raise UserError(f"must be JSON ({error})") from None
 
 
-def fields(content: Any, *names: str) -> list[Any]:
-    """The values of an object's fields. Raises UserError unless it has just these."""
+def values_of(content: Any, *names: str) -> list[Any]:
+    """The values of an object's fields, in this order. Raises UserError unless it has exactly these fields."""
     if not isinstance(content, dict) or set(content) != set(names):
         raise UserError(f"a request must be an object of {', '.join(names)}, found {str(content)[:60]}")
     return [content[name] for name in names]
 
 
-def read_pose(body: bytes) -> np.ndarray:
+def read_pose_request(body: bytes) -> np.ndarray:
     """The body of POST /pose -> keypoints (18, 2). Raises UserError."""
-    text, size, person, sure = fields(parse(body), "text", "pose_size", "person", "min_confidence")
+    text, size, person, sure = values_of(parse_json(body), "text", "pose_size", "person", "min_confidence")
     if not (isinstance(text, str) and isinstance(size, str) and type(person) is int and type(sure) in (int, float)):
         raise UserError("text and pose_size must be strings, person a whole number and min_confidence a number")
     try:
         width_height = parse_size(size) if size.strip() else None
     except argparse.ArgumentTypeError as error:
         raise UserError(f"pose-size {error}") from None
-    return keypoints_from(parse(text), width_height and width_height[::-1], person, sure)
+    return keypoints_from(parse_json(text), width_height and width_height[::-1], person, sure)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What POST /paint asks for: a picture a seed."""
+class PaintRequest:
+    """What POST /paint asks for: one picture per seed."""
 
     photo: Image.Image
     keypoints: np.ndarray
     seeds: list[int]
-    steps: int
-    sampler: str
-    pose_scale: float
-    appearance_scale: float
+    config: SamplingConfig
 
 
-def read_order(body: bytes, model: CFLD) -> Order:
+def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
     """The body of POST /paint, checked. Raises UserError."""
-    photo, pose, seeds, steps, sampler, *scales = fields(
-        parse(body), "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"
+    photo, pose, seeds, *how = values_of(
+        parse_json(body), "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"
     )
     if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         raise UserError(f"seeds must be whole numbers of at least 0 and below 2^63, found {str(seeds)[:60]}")
     if not 1 <= len(seeds) <= SEED_LIMIT:
         raise UserError(f"the number of seeds must be within 1 .. {SEED_LIMIT}, found {len(seeds)}")
-    if type(steps) is not int:
-        raise UserError(f"steps must be a whole number, found {str(steps)[:60]}")
-    check_steps("steps", steps, model.config)
-    if sampler not in list(SAMPLERS):
-        raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {str(sampler)[:60]}")
-    if not all(type(scale) in (int, float) and abs(scale) <= SCALE_LIMIT for scale in scales):
-        limits, found = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}", str(scales)[:60]
-        raise UserError(f"pose_scale and appearance_scale must be numbers within {limits}, found {found}")
+    config = SamplingConfig(*how)
+    config.check_steps(model.config)
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return Order(fitted(read_photo(data)), keypoints_from(pose), seeds, steps, sampler, *scales)
+    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose), seeds, config)

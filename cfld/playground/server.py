@@ -1,22 +1,19 @@
-"""The playground: a page of this machine to try a model in. Drop a photo, drag the joints, watch the picture form.
+"""The playground's server: the page, and what it asks for, over HTTP.
 
-    python -m cfld.playground                                    the bundled model
-    python -m cfld.playground --model DIR --port 8000            another model, another port
-
-The page is playground.html; it loads nothing from elsewhere. Its server is the standard library's, listens on 127.0.0.1
-alone, and answers only pages of its own (check_origin). One picture is painted at a time, in the order of asking.
+The page is page.html; it loads nothing from elsewhere. The server is the standard library's, listens on 127.0.0.1
+alone, and answers only its own page (check_origin). It paints one picture at a time, in the order of the requests.
 
     GET  /                the page
-    GET  /settings        what it must know of joints, poses, samplers and the model
-    GET  /people/K.png    an example photo: person K of those that no training has seen
+    GET  /settings        what the page needs to know about joints, poses, samplers and the model
+    GET  /people/K.png    an example photo: synthetic person K of those on whom no model is trained
     POST /photo           the bytes of a photo -> the photo as JPEG, upright
     POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
     POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"} -> lines of
                           JSON while it paints: {"waiting"}, {"seed", "step", "preview"}, {"seed", "picture"}, {"error"}
 
-To hang up is to cancel. A mistake is answered with {"error"} and a status of 400 or more.
+Closing the connection cancels the painting. An invalid request is answered by {"error"} and a status of 400 or more.
 
-Letters in shapes: C latent channels, h their side.
+Letters in shapes: C latent channels, h x h positions of the latents.
 """
 
 import base64
@@ -46,21 +43,21 @@ from cfld.playground.requests import (
     MEGABYTE,
     PHOTO_LIMIT,
     SEED_LIMIT,
-    Order,
+    PaintRequest,
     Refused,
-    read_order,
+    read_paint_request,
     read_photo,
-    read_pose,
+    read_pose_request,
 )
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS
+from cfld.samplers import SAMPLERS
 from cfld.sampling import default_size, generate
-from cfld.scheduler import SAMPLERS
 from cfld.tools.cli import UserError
 from cfld.vae import VAE
 
-QUEUE_LIMIT = 8  # of requests that wait
-EXAMPLES = people.OWN_SEEDS - people.TRAINING_SEEDS  # persons that no training has seen
-PRESETS = {  # name: archetype, view and framing of cfld.people's poses
+QUEUE_LIMIT = 8  # of waiting requests
+EXAMPLES = people.OWN_SEEDS - people.TRAINING_SEEDS  # synthetic people on whom no model is trained
+PRESET_POSES = {  # name: archetype, view and framing of cfld.people's poses
     "standing": ("stand", "front", "full"),
     "walking": ("walk", "quarter", "full"),
     "hands on hips": ("hands on hips", "front", "full"),
@@ -70,43 +67,43 @@ PRESETS = {  # name: archetype, view and framing of cfld.people's poses
     "from behind": ("stand", "back", "full"),
     "upper half": ("relaxed", "front", "half"),
 }
-DRAWING = threading.Lock()  # one person at a time
+RENDERING = threading.Lock()  # one synthetic person at a time
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:
-    """A picture as the bytes of a file of this kind."""
+    """A picture -> the bytes of a file of this kind, such as png."""
     buffer = io.BytesIO()
     picture.save(buffer, kind)
     return buffer.getvalue()
 
 
 def data_url(picture: Image.Image, kind: str) -> str:
-    """A picture as an address that holds it."""
+    """A picture -> a data: URL."""
     return f"data:image/{kind};base64,{base64.b64encode(encode(picture, kind)).decode()}"
 
 
 @torch.no_grad()
-def preview(vae: VAE, latents: Tensor) -> Image.Image:
-    """latents (1, C, h, h) -> a small square picture, decoded at half of their side or less: of SD 1.5's it takes a
-    tenth of the work of a sampling step, where the whole would take more than the step."""
+def step_preview(vae: VAE, latents: Tensor) -> Image.Image:
+    """latents (1, C, h, h) -> a small square picture, decoded at half their side or less: decoding SD 1.5's latents at
+    full size would take longer than a sampling step."""
     side = min(latents.shape[-1] // 2, 16)
     image = vae.decode(F.interpolate(latents, size=side, mode="area").to(next(vae.parameters()).dtype))[0]
     pixels = ((image.float() / 2 + 0.5).clamp(0, 1) * 255).byte().permute(1, 2, 0)
     return Image.fromarray(pixels.cpu().numpy())
 
 
-def preset_poses() -> dict[str, list[list[float]]]:
-    """Keypoints (18, 2) by name, from people drawn in these poses: what is hidden there is missing."""
+def preset_keypoints() -> dict[str, list[list[float]]]:
+    """Keypoints (18, 2) of PRESET_POSES by name, from renderings of a synthetic person; hidden joints are missing."""
     person = people.identity(0)
-    poses = {}
-    for name, (archetype, view, framing) in PRESETS.items():
+    keypoints = {}
+    for name, (archetype, view, framing) in PRESET_POSES.items():
         pose = people.sample_pose(np.random.default_rng(0), archetype, view, framing)
-        poses[name] = people.render(person, pose, supersample=1).keypoints.round(1).tolist()
-    return poses
+        keypoints[name] = people.render(person, pose, supersample=1).keypoints.round(1).tolist()
+    return keypoints
 
 
-def settings(model: CFLD) -> dict[str, Any]:
-    """What GET /settings tells the page."""
+def page_settings(model: CFLD) -> dict[str, Any]:
+    """The answer to GET /settings."""
     height, width = default_size(model.config.image_size)
     return {
         "joints": JOINTS,
@@ -114,7 +111,7 @@ def settings(model: CFLD) -> dict[str, Any]:
         "bones": BONES,
         "bone_colours": BONE_COLOURS,
         "frame": FRAME,
-        "presets": preset_poses(),
+        "presets": preset_keypoints(),
         "samplers": list(SAMPLERS),
         "seed_limit": SEED_LIMIT,
         "model": f"{model.config.image_size} x {model.config.image_size} inside, pictures of {width} x {height}",
@@ -122,20 +119,20 @@ def settings(model: CFLD) -> dict[str, Any]:
 
 
 class Turns:
-    """One at a time, in the order of asking."""
+    """A queue whose members take turns, in the order of their arrival."""
 
     def __init__(self) -> None:
         self.queue: deque[object] = deque()
         self.moved = threading.Condition()
 
     def place(self, ticket: object) -> int:
-        """How many are before."""
+        """How many are ahead."""
         with self.moved:
             return self.queue.index(ticket)
 
     @contextlib.contextmanager
     def take(self, waiting: Callable[[int], None]) -> Iterator[None]:
-        """Wait for one's turn, telling every second how many are before; what waiting() raises gives the place up.
+        """Wait for one's turn and call waiting() every second with how many are ahead; if it raises, leave the queue.
         Raises Refused if too many wait already."""
         ticket = object()
         with self.moved:
@@ -155,7 +152,7 @@ class Turns:
 
 
 class PlaygroundServer(ThreadingHTTPServer):
-    """The playground of a model at a port of 127.0.0.1; port 0: any that is free."""
+    """The playground of a model at a port of 127.0.0.1, at any free port for 0. Raises UserError if it is not free."""
 
     daemon_threads = True
 
@@ -164,7 +161,7 @@ class PlaygroundServer(ThreadingHTTPServer):
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
             raise UserError(f"port {port} cannot be used ({error}): choose another --port, 0 for any") from None
-        self.model, self.vae, self.turns, self.settings = model, vae, Turns(), settings(model)
+        self.model, self.vae, self.turns, self.settings = model, vae, Turns(), page_settings(model)
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
 
@@ -172,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server: PlaygroundServer
-    timeout = 60  # seconds for a silent visitor
+    timeout = 60  # seconds without a byte from the client
 
     def do_GET(self) -> None:
         self.serve({"/": self.get_page, "/settings": self.get_settings}, self.get_person)
@@ -181,27 +178,26 @@ class Handler(BaseHTTPRequestHandler):
         self.serve({"/photo": self.post_photo, "/pose": self.post_pose, "/paint": self.post_paint}, self.get_nothing)
 
     def serve(self, routes: dict[str, Callable[[], None]], otherwise: Callable[[], None]) -> None:
-        """Answer by the path, and mistakes with their reason."""
+        """Answer by the path; answer errors with their reason."""
         try:
             self.check_origin()
             routes.get(self.path, otherwise)()
         except Refused as refused:
             self.answer_json({"error": str(refused)}, refused.status)
         except UserError as error:
-            self.answer_json({"error": str(error).replace("--", "")}, 400)  # fields of the page, not options
+            self.answer_json({"error": str(error).replace("--", "")}, 400)  # the page has fields, not options
         except (ConnectionError, TimeoutError):
-            pass  # the visitor has left
+            pass  # the client has left
 
     def check_origin(self) -> None:
-        """Refuse what another site asks for through the visitor's browser: its Origin is foreign, or the browser says
-        that it asks across sites (as for a picture in a page), or, where its own name was made to lead here (DNS
-        rebinding), the Host is."""
+        """Refuse requests of other sites that are open in the same browser: their Origin is foreign, or the browser
+        calls them cross-site (such as an image in a page), or, with DNS rebinding, their Host is foreign."""
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
         if host not in self.server.hosts:
             raise Refused(403, f"the host must be {' or '.join(self.server.hosts)}, found {host}")
         if origin is not None and origin.removeprefix("http://") not in self.server.hosts:
             raise Refused(403, f"the origin must be this page itself, found {origin}")
-        followed = self.path == "/" and self.headers.get("Sec-Fetch-Mode") == "navigate"  # a link that leads here
+        followed = self.path == "/" and self.headers.get("Sec-Fetch-Mode") == "navigate"  # a link to the page
         if (site := self.headers.get("Sec-Fetch-Site", "none")) not in ("none", "same-origin") and not followed:
             raise Refused(403, f"the origin must be this page itself, found a {site} one")
 
@@ -217,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
             self.get_nothing()
         else:
             seed = people.TRAINING_SEEDS + int(number[1]) % EXAMPLES
-            with DRAWING:
+            with RENDERING:
                 picture = Image.fromarray(people.draw(seed, 0, limit=people.OWN_SEEDS).image)
             self.answer(encode(picture, "png"), "image/png")
 
@@ -230,45 +226,43 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(encode(photo, "jpeg"), "image/jpeg")
 
     def post_pose(self) -> None:
-        self.answer_json({"keypoints": read_pose(self.body(JSON_LIMIT["/pose"])).tolist()})
+        self.answer_json({"keypoints": read_pose_request(self.body(JSON_LIMIT["/pose"])).tolist()})
 
     def post_paint(self) -> None:
-        order = read_order(self.body(JSON_LIMIT["/paint"]), self.server.model)
-        with self.server.turns.take(lambda before: self.say(waiting=before)):
-            self.paint(order)
+        request = read_paint_request(self.body(JSON_LIMIT["/paint"]), self.server.model)
+        with self.server.turns.take(lambda before: self.send_event(waiting=before)):
+            self.paint(request)
 
-    def paint(self, order: Order) -> None:
-        """Paint a picture a seed, telling of each step. A failure is told as well, since the status was sent."""
+    def paint(self, request: PaintRequest) -> None:
+        """Paint one picture per seed and send an event for each step, and for a failure: the status is sent already."""
         model, vae = self.server.model, self.server.vae
         try:
-            for seed in order.seeds:
+            for seed in request.seeds:
 
                 def on_step(i: int, x_0: Tensor, seed: int = seed) -> None:
-                    self.say(seed=seed, step=i + 1, preview=data_url(preview(vae, x_0), "jpeg"))
+                    self.send_event(seed=seed, step=i + 1, preview=data_url(step_preview(vae, x_0), "jpeg"))
 
-                picture = generate(
-                    model, vae, order.photo, order.keypoints,
-                    steps=order.steps, sampler=order.sampler, pose_scale=order.pose_scale,
-                    appearance_scale=order.appearance_scale, seed=seed, on_step=on_step,
-                )[0]  # fmt: skip
-                self.say(seed=seed, picture=data_url(picture, "png"))
+                (picture,) = generate(
+                    model, vae, request.photo, request.keypoints, request.config, seed=seed, on_step=on_step
+                )
+                self.send_event(seed=seed, picture=data_url(picture, "png"))
         except (ConnectionError, TimeoutError):
             raise
         except UserError as error:
-            self.say(error=str(error))
+            self.send_event(error=str(error))
         except Exception as error:
             traceback.print_exc()
-            self.say(error=f"painting failed: {error}")
+            self.send_event(error=f"painting failed: {error}")
 
-    def say(self, **event: Any) -> None:
-        """Send one line of JSON, after the head of the answer if it is the first. Raises OSError if nobody listens."""
-        if not hasattr(self, "talking"):
-            self.talking = True
+    def send_event(self, **event: Any) -> None:
+        """Send a line of JSON, the first one after the head of the answer. Raises OSError if the client has left."""
+        if not hasattr(self, "streaming"):
+            self.streaming = True
             self.start_answer(200, "application/x-ndjson")
         self.wfile.write(json.dumps(event).encode() + b"\n")
 
     def body(self, limit: int) -> bytes:
-        """What the visitor has sent. Raises Refused if it is longer than the limit, or does not say how long it is."""
+        """The request's body. Raises Refused if it is longer than the limit, or its length is not declared."""
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
             raise Refused(411, "a request must say its length")
@@ -281,13 +275,13 @@ class Handler(BaseHTTPRequestHandler):
         return data
 
     def discard(self, length: int) -> None:
-        """Read and forget what was sent: browsers look for an answer only after they have sent all."""
+        """Read a body and drop it: browsers look for an answer only after they have sent everything."""
         left = min(length, 512 * MEGABYTE)
         while left and (piece := self.rfile.read(min(left, MEGABYTE))):
             left -= len(piece)
 
     def start_answer(self, status: int, kind: str) -> None:
-        """Send the head of an answer. The page may load nothing from elsewhere and be framed by nobody."""
+        """Send the head of an answer. The page may load nothing from elsewhere, and no other page may frame it."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Cache-Control", "no-store")
@@ -301,7 +295,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, content: bytes, kind: str, status: int = 200) -> None:
-        """Send a whole answer."""
+        """Send a complete answer."""
         self.start_answer(status, kind)
         self.wfile.write(content)
 
@@ -309,4 +303,4 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(json.dumps(value).encode(), "application/json", status)
 
     def log_request(self, *_: object) -> None:
-        """Nothing: only errors are worth a line."""
+        """Log nothing: only errors deserve a line."""

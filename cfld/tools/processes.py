@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device = torch.device("cpu"), timeout: float = 30):
         self.rank, self.world, self.device, self.timeout = rank, world, device, timeout
-        self.asked: signal.Signals | None = None  # the signal that has asked this process to stop
+        self.stop_signal: signal.Signals | None = None  # what this process was sent
 
     @property
     def is_main(self) -> bool:
@@ -58,13 +59,13 @@ class Processes:
     def barrier(self) -> None:
         """Wait until all processes are here. Raises UserError if one does not come within the timeout."""
         if self.world > 1:
-            with self.noticing_lost_processes():
+            with self.raise_on_lost_process():
                 dist.barrier()
 
     def all_reduce(self, values: Tensor) -> list[float]:
         """The sums of values (n,) over all processes. Waits for the device."""
         if self.world > 1:
-            with self.noticing_lost_processes():
+            with self.raise_on_lost_process():
                 dist.all_reduce(values)
         return values.tolist()
 
@@ -78,11 +79,12 @@ class Processes:
         UserError if one of them shows none for the timeout."""
         if self.world == 1:
             return
-        with self.noticing_lost_processes():
+        with self.raise_on_lost_process():
             self.arrivals += 1
             store, key = self.store, f"arrived/{self.arrivals}"
             store.add(key, 1)
-            seen, changed = {}, dict.fromkeys(range(self.world), time.monotonic())
+            seen: dict[int, int] = {}
+            changed = dict.fromkeys(range(self.world), time.monotonic())
             while store.add(key, 0) < self.world:
                 for rank in range(self.world):
                     beats = store.add(f"alive/{rank}", 0)
@@ -93,7 +95,7 @@ class Processes:
                 time.sleep(0.2)
 
     @contextlib.contextmanager
-    def showing_life(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Show the others, from a thread, that this process is at work: what wait_for_work waits for."""
         if self.world == 1:
             yield
@@ -116,7 +118,7 @@ class Processes:
             thread.join()
 
     @contextlib.contextmanager
-    def noticing_lost_processes(self) -> Iterator[None]:
+    def raise_on_lost_process(self) -> Iterator[None]:
         """Turn the error of a collective, by which a lost process shows, into a UserError."""
         try:
             yield
@@ -132,33 +134,33 @@ class Processes:
 
     # Training.
 
-    def distribute(self, module: nn.Module) -> nn.Module:
+    def distribute(self, module: Any) -> Any:
         """The module, such that its gradients become their means over all processes (DistributedDataParallel)."""
         return module if self.world == 1 else DistributedDataParallel(module, broadcast_buffers=False)
 
-    def sync_gradients(self, module: nn.Module, when: bool) -> contextlib.AbstractContextManager[None]:
+    def sync_gradients(self, module: Any, when: bool) -> contextlib.AbstractContextManager[None]:
         """Exchange gradients in the backward of the last micro-batch alone (DDP's no_sync in those before)."""
-        return contextlib.nullcontext() if when or self.world == 1 else module.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext() if when or self.world == 1 else module.no_sync()
 
-    def agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float, signal.Signals | None]:
-        """The means of a step's loss and gradient norm over all processes, and the signal to stop with, if one of them
-        has been asked to stop. All processes get the same. A step's only wait for the device."""
+    def mean_and_stop(self, loss: Tensor, norm: Tensor) -> tuple[float, float, signal.Signals | None]:
+        """The means of a step's loss and gradient norm over all processes, and the signal to stop with if one of them
+        was sent any. All processes get the same. Waits for the device."""
         if self.world == 1:
             loss_value, norm_value = torch.stack([loss, norm.to(loss)]).tolist()
-            return loss_value, norm_value, self.asked
-        asked = torch.full_like(loss, float(self.asked is not None))
+            return loss_value, norm_value, self.stop_signal
+        asked = torch.full_like(loss, float(self.stop_signal is not None))
         sums = self.all_reduce(torch.stack([loss, norm.to(loss), asked]))
-        return sums[0] / self.world, sums[1] / self.world, (self.asked or signal.SIGTERM) if sums[2] else None
+        return sums[0] / self.world, sums[1] / self.world, (self.stop_signal or signal.SIGTERM) if sums[2] else None
 
     @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C ask for a stop, which agree() reports. A second Ctrl-C ends a lone process at once;
-        torchrun passes on the first one, which a terminal sends to all, so there it means nothing."""
+    def handle_signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C ask for a stop, which mean_and_stop() reports. A second Ctrl-C ends a lone process at
+        once; torchrun passes on the first one, which a terminal sends to all, so there it means nothing."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self.asked == number == signal.SIGINT and self.world == 1:
+            if self.stop_signal == number == signal.SIGINT and self.world == 1:
                 raise KeyboardInterrupt
-            self.asked = signal.Signals(number)
+            self.stop_signal = signal.Signals(number)
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -183,10 +185,10 @@ def join(device: str | None, timeout: float = 30) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     processes = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), chosen, timeout)
     limit = timedelta(minutes=timeout) if math.isfinite(timeout) else None
-    with processes.noticing_lost_processes():
+    with processes.raise_on_lost_process():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=limit)
     try:
-        with processes.showing_life():
+        with processes.heartbeat():
             yield processes
     except RuntimeError as error:
         # DistributedDataParallel's exchange lies within a backward. NCCL's errors have a type, gloo's only their text.

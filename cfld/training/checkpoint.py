@@ -1,4 +1,7 @@
-"""Checkpoints: all that changes while training, in one safetensors file."""
+"""Checkpoints: all that changes while training, in one safetensors file.
+
+Randomness has no state (cfld.objective, cfld.data.batch.StepOrder), so none is saved.
+"""
 
 import contextlib
 import json
@@ -26,7 +29,7 @@ def frozen_hash(*modules: nn.Module) -> str:
 
 def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
     """The first field in which two architectures differ, with both values; None if they are the same."""
-    found, asked = to_dict(there), to_dict(here)
+    found, asked = ({"baseline": None} | to_dict(config) for config in (there, here))
     names = [name for name in found | asked if found.get(name) != asked.get(name)]
     return f"{names[0]} is {found.get(names[0])} there and {asked.get(names[0])} here" if names else None
 
@@ -40,18 +43,25 @@ class State:
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # of fp16; in other precisions it does nothing
     config: CFLDConfig
-    frozen: str  # frozen_hash of what does not change
+    frozen_sha256: str  # frozen_hash of what does not change
     step: int = 0  # steps done
     best: float | None = None  # the lowest validation loss
 
     @classmethod
-    def begin(cls, trained: dict[str, nn.Parameter], config: CFLDConfig, frozen: str, lr: float, ema: bool,
-              scaled: bool) -> "State":  # fmt: skip
-        """The state before the first step."""
+    def begin(
+        cls,
+        trained: dict[str, nn.Parameter],
+        config: CFLDConfig,
+        frozen_sha256: str,
+        lr: float,
+        ema: bool,
+        scaled: bool,
+    ) -> "State":
+        """The state before the first step; scaled: whether fp16's loss scaling is on."""
         device = next(iter(trained.values())).device
         copies = {name: p.detach().clone() for name, p in trained.items()} if ema else {}
         optimizer = torch.optim.Adam(trained.values(), lr=lr, fused=True)
-        return cls(trained, copies, optimizer, torch.amp.GradScaler(device.type, enabled=scaled), config, frozen)
+        return cls(trained, copies, optimizer, torch.amp.GradScaler(device.type, enabled=scaled), config, frozen_sha256)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in a checkpoint."""
@@ -70,17 +80,17 @@ class State:
                 f"{lost[0]}); no checkpoint was overwritten; start again with a lower --lr"
             )
         model, scaler = to_dict(self.config), self.scaler.state_dict()
-        facts = {"step": self.step, "base": self.frozen, "scaler": scaler, "model": model, "best": self.best}
+        facts = {"step": self.step, "base": self.frozen_sha256, "scaler": scaler, "model": model, "best": self.best}
         write_tensors(path, tensors, {"cfld": json.dumps(facts)})
 
     def restore(self, path: Path) -> None:
         """Read a checkpoint. Raises UserError if it is damaged, or of another model or of other frozen weights."""
         tensors, metadata = read_safetensors(path)
         facts = read_facts(path, metadata)
-        if facts["base"] != self.frozen:
+        if facts["base"] != self.frozen_sha256:
             raise UserError(
                 f"{path}: was trained on frozen weights of sha256 {facts['base'][:12]}..., found "
-                f"{self.frozen[:12]}...; --init must be the folder that the run began with"
+                f"{self.frozen_sha256[:12]}...; --init must be the folder that the run began with"
             )
         if differs := difference(from_dict(facts["model"]), self.config):
             raise UserError(f"{path} is of another architecture: {differs}")

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld.baselines import ablation, build, read_config
+from cfld.baselines.b1_to_b5 import B2Config
 from cfld.config import PRESETS, CFLDConfig
 from cfld.folder import assign, load, load_vae
 from cfld.model import CFLD
 from cfld.swin import Swin
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors
-from cfld.training.checkpoint import difference, frozen_hash, read_learnt
-from cfld.training.options import TrainConfig, checked_options, saved_options
+from cfld.training.checkpoint import difference, frozen_hash
+from cfld.training.options import TrainConfig
 from cfld.unet import ResBlock, SpatialTransformer, UNet
 from cfld.vae import VAE, SpatialAttention
 
@@ -42,7 +43,7 @@ def architecture(options: TrainConfig) -> CFLDConfig:
     return config
 
 
-def begin_at_identity(module: nn.Module) -> None:
+def init_as_identity(module: nn.Module) -> None:
     """Initialise a network that trains from nothing: every residual block begins as its skip (Dhariwal and Nichol,
     2021), and convolutions preserve the size of their input and add nothing. With torch's own initialisation the biases
     drown the input, and the VAE needs ten times as many steps until it sees colours (docs/lab_notes.md)."""
@@ -58,7 +59,7 @@ def begin_at_identity(module: nn.Module) -> None:
             nn.init.zeros_(last.bias)
 
 
-def begin_small(swin: Swin) -> None:
+def init_swin(swin: Swin) -> None:
     """Initialise a Swin that trains from nothing as Liu et al. (2021) do."""
     for layer in swin.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -86,44 +87,49 @@ def initial_model(options: TrainConfig, config: CFLDConfig) -> tuple[CFLD, VAE]:
             f"{init} must hold model.safetensors: a UNet of which only {config.unet_trainable} trains cannot start "
             "from nothing; make the folder with python -m cfld.convert init, or with --stage base for tiny"
         )
+    if isinstance(config, B2Config):
+        raise UserError(
+            f"{init} must hold model.safetensors with CLIP's image encoder, which B2 keeps frozen and cannot train "
+            "from nothing; python -m cfld.convert init --ablation B2 --clip FILE makes such a folder"
+        )
     source_encoder = init / "source_encoder.safetensors"
     known = "a VAE and a source encoder" if source_encoder.is_file() else "only a VAE"
     tqdm.write(f"{init} holds {known}: everything else starts from seed {options.seed}")
     model = build(config)
-    torch.manual_seed(options.seed)  # again: what the rows of Table 3 share begins alike
+    torch.manual_seed(options.seed)  # again, so that all rows of Table 3 start from the same shared weights
     for part in (model.unet, model.pose_adapter):
-        begin_at_identity(part)
-    begin_small(model.source_encoder)
+        init_as_identity(part)
+    init_swin(model.source_encoder)
     if source_encoder.is_file():
         assign(model.source_encoder, read_safetensors(source_encoder)[0], source_encoder)
     return model, load_vae(init)
 
 
-def trained_model(options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], frozen: str) -> tuple[CFLD, VAE]:
-    """What a training has learnt, with the frozen rest of --init in its first precision.
+def hashed_modules(options: TrainConfig, model: CFLD, vae: VAE) -> tuple[nn.Module, ...]:
+    """The modules whose frozen weights come from --init. Where it has no model, that is only the VAE: what is frozen of
+    a fresh model (of --stage base all but the UNet, of baseline B1 the end of Swin) is not used."""
+    has_model = options.init is not None and (Path(options.init) / "model.safetensors").is_file()
+    return (model, vae) if has_model else (vae,)
+
+
+def trained_model(
+    options: TrainConfig, config: CFLDConfig, learnt: dict[str, Tensor], frozen_sha256: str
+) -> tuple[CFLD, VAE]:
+    """Combine what a run has learnt with the frozen weights of --init, in their original precision.
 
     learnt: State.learnt
-    frozen: the frozen_hash of the training; raises UserError if --init does not have it any more
+    frozen_sha256: of the run; raises UserError if --init holds other frozen weights by now
     """
     model, vae = initial_model(options, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learnt)
     vae.requires_grad_(False)
-    if frozen_hash(*((vae,) if options.stage in ("source", "base") else (model, vae))) != frozen:
+    if frozen_hash(*hashed_modules(options, model, vae)) != frozen_sha256:
         raise UserError(
             f"--init {options.init} has changed since the training began, and nothing was written: restore the folder "
             "with the frozen weights that it began with, then --resume"
         )
-    model.load_state_dict(learnt, strict=False)
+    _, unknown = model.load_state_dict(learnt, strict=False)
+    if lost := [name for name in unknown if not name.startswith("helper.")]:
+        raise UserError(f"the model must have all that was trained; {len(lost)} tensors are not its (first: {lost[0]})")
     return model, vae
-
-
-def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
-    """The model that a training would write if it ended at this checkpoint, RUN/checkpoints/NAME. Raises UserError."""
-    path = Path(path)
-    learnt, config, frozen = read_learnt(path)
-    run = path.absolute().parent.parent
-    options = checked_options(saved_options(run), run)
-    if options.stage in ("vae", "source"):
-        raise UserError(f"{path}: --stage {options.stage} writes, and scales, its folder only when its training ends")
-    return trained_model(options, config, learnt, frozen)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,7 @@ from cfld.vae import SpatialAttention
 
 def keep_freed_memory() -> None:
     """Let glibc keep for the next step what a step has freed. Otherwise it returns large blocks to the kernel, which
-    clears every page that it hands out again: a tenth of a full-size step on two cores (docs/train_step.md). Does
-    nothing on other systems."""
+    clears every page that it hands out again (docs/train_step.md has the cost). Does nothing on other systems."""
     trim_threshold, mmap_max, never, none = -1, -4, -1, 0  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -73,7 +73,7 @@ def memory(device: torch.device, peak: bool = False) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def estimate(stage: nn.Module, state: State, before: int, device: torch.device) -> dict[str, str]:
+def estimate(stage: Any, state: State, before: int, device: torch.device) -> dict[str, str]:
     """What a step needs, as lines for people: parameters, and memory by what it holds.
 
     before: memory() before the first step

@@ -13,6 +13,21 @@ from cfld.config import PRESETS
 from cfld.tools.cli import PRECISIONS, UserError, command_parser
 from cfld.tools.files import contents, read_object
 
+STAGE_NAMES = ("cfld", "vae", "source", "base")  # cfld.training.stages.STAGES
+RECIPES = ("paper", "released")
+LEVELS = ("none", "attention", "all")
+GROUPS = {  # of --help
+    "what to train": ("preset", "config", "ablation", "init", "stage", "recipe"),
+    "data and run folder": ("data", "cache", "out", "workers"),
+    "length and learning rate": ("steps", "epochs", "batch", "lr", "warmup", "decay_at"),
+    "optimisation": ("min_snr", "kl", "clip", "ema", "seed"),
+    "checkpoints, samples and log": ("save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every"),
+    "speed and memory": ("accumulate", "precision", "activation_checkpointing", "compile", "device", "timeout"),
+}
+
+
+METAVARS = {int: "N", float: "X"}
+
 
 def option(default: Any, text: str, least: float | None = None, most: float | None = None, **extra: Any) -> Any:
     """A field of TrainConfig: its default, its help, and the range of its values or its choices."""
@@ -24,31 +39,28 @@ class TrainConfig:
     """What the command line asks for. Raises UserError for values out of range and for options that clash."""
 
     preset: str = option("sd15", "architecture and defaults", choices=tuple(PRESETS))
-    config: str | None = option(None, "JSON file of another architecture, as in a model folder")
+    config: str | None = option(None, "config.json that replaces the preset's architecture")
     ablation: str | None = option(None, "train a baseline of Table 3 instead of the full model", choices=ABLATIONS)
     init: str | None = option(None, "folder to start from, made by cfld.convert init or an earlier stage")
     data: str | None = option(None, "folder prepared by cfld.data, or people:2000x4 (synthetic people)")
     cache: str | None = option(None, "encoded photos, made by cfld.data cache with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train: the full model, or one of the stages that TINY needs before it",
-                        choices=("cfld", "vae", "source", "base"))  # fmt: skip
-    recipe: str = option("paper", "dropout of conditions and learning rate: the paper's, or the released code's",
-                         choices=("paper", "released"))  # fmt: skip
-    steps: int | None = option(None, "length of the training in steps (default: 100 epochs)", 1)
-    epochs: float | None = option(None, "length of the training in epochs, instead of --steps", 0)
+    stage: str = option("cfld", "what to train; vae and source come before tiny's cfld", choices=STAGE_NAMES)
+    recipe: str = option("paper", "the paper's or the released code's dropping and lr", choices=RECIPES)
+    steps: int | None = option(None, "length of the training in steps (default: by --epochs)", 1)
+    epochs: float | None = option(None, "length of the training in epochs, instead of --steps (default: 100)", 0)
     batch: int | None = option(None, "pairs of the global batch (default: sd15 224, tiny 16)", 1)
-    accumulate: int = option(1, "micro-batches of a step; saves memory, the result is the same", 1)
-    lr: float | None = option(None, "peak learning rate (default: the recipe's; tiny 4e-4, or 1e-3 before)", 0)
+    accumulate: int = option(1, "micro-batches of a step; saves memory, equal up to rounding", 1)
+    lr: float | None = option(None, "peak learning rate (default: the recipe's; tiny 4e-4, vae and source 1e-3)", 0)
     warmup: int | None = option(None, "steps of linear warm-up (default: sd15 1000, tiny 100)", 0)
-    decay_at: float = option(0.5, "share of the training after which the learning rate is a tenth", 0, 1)
-    min_snr: float = option(0.0, "Min-SNR weighting, such as 5 (Hang et al. 2023); 0 = off, as in the paper", 0)
+    decay_at: float = option(0.5, "share of the steps after which the learning rate is a tenth", 0, 1)
+    min_snr: float = option(0.0, "Min-SNR gamma, such as 5; 0 = off, as in the paper", 0)
     kl: float = option(1e-9, "weight of the KL divergence in --stage vae", 0)
     clip: float = option(0.0, "clip the gradient norm to this; 0 = off, as in the paper", 0)
     ema: float = option(0.0, "decay of the EMA weights, such as 0.999; 0 = none", 0, 1)
     seed: int = option(0, "seed of everything random", 0)
-    precision: str = option("bf16", "of matrix products; trained weights stay fp32", choices=tuple(PRECISIONS))
-    activation_checkpointing: str = option("none", "what the backward computes again, to save memory",
-                                           choices=("none", "attention", "all"))  # fmt: skip
+    precision: str = option("bf16", "of autocast; trained weights stay fp32", choices=tuple(PRECISIONS))
+    activation_checkpointing: str = option("none", "blocks whose activations are recomputed", choices=LEVELS)
     compile: bool = option(False, "torch.compile the UNet; faster after minutes, equal up to rounding")
     workers: int | None = option(None, "processes that load photos (default: 4 with CUDA, else 0)", 0)
     save_every: int = option(1000, "steps between checkpoints; 0 = only at the end", 0)
@@ -57,7 +69,7 @@ class TrainConfig:
     sample_steps: int = option(50, "sampling steps of a sample grid", 1)
     log_every: int = option(10, "steps between lines of log.jsonl; 0 = none", 0)
     eval_every: int = option(0, "steps between validations; the best checkpoint is kept; 0 = none", 0)
-    timeout: float = option(30, "minutes after which a process gives up waiting for another")
+    timeout: float = option(30, "minutes to wait for another process before giving up")
     device: str | None = option(None, "cuda, cpu, ... (default: the best there is)")
 
     def __post_init__(self) -> None:
@@ -133,25 +145,33 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[TrainConfig,
     Raises UserError where options clash with each other or with the run's, and where a run would be overwritten.
     """
     parser = command_parser("cfld.train", description)
+    titled = {title: parser.add_argument_group(title) for title in GROUPS}
+    groups = {name: titled[title] for title, names in GROUPS.items() for name in names}
     for f in dataclasses.fields(TrainConfig):
         if f.type is bool:
-            parser.add_argument(flag(f.name), action="store_true", default=argparse.SUPPRESS, help=f.metadata["help"])
+            groups[f.name].add_argument(
+                flag(f.name), action="store_true", default=argparse.SUPPRESS, help=f.metadata["help"]
+            )
             continue
         kind: Any = next(iter(typing.get_args(f.type)), f.type)  # int of "int | None"
         choices = f.metadata.get("choices")
-        parser.add_argument(
+        groups[f.name].add_argument(
             flag(f.name),
             type=kind,
             default=argparse.SUPPRESS,
             help=f.metadata["help"] + ("" if f.default is None else f" (default: {f.default})"),
             choices=choices,
-            metavar=None if choices else f.name.upper(),
+            metavar=None if choices else METAVARS.get(kind, f.name.upper()),
         )
     parser.add_argument(
-        "--resume", nargs="?", const="latest", metavar="CHECKPOINT", help="continue --out from its latest checkpoint"
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="CHECKPOINT",
+        help="continue the run in --out, from its latest or this checkpoint",
     )
     parser.add_argument("--force", action="store_true", help="remove the run in --out and start anew")
-    parser.add_argument("--finetune", metavar="DIR", help="--init DIR with the architecture of this model folder")
+    parser.add_argument("--finetune", metavar="DIR", help="start from a model folder: its weights and architecture")
     parser.add_argument("--dry-run", action="store_true", help="take two steps, print memory and time, write nothing")
     given = vars(parser.parse_args(argv))
     request = Request(**{f.name: given.pop(f.name) for f in dataclasses.fields(Request)})

@@ -1,4 +1,4 @@
-"""The stages that TINY needs before the full model: a VAE, a source encoder, and a UNet that generates people.
+"""Stages before the full model: a VAE and a source encoder, which TINY needs, and a UNet that generates people.
 
 The paper starts from a Swin that was trained on ImageNet, and from Stable Diffusion, which generates people from words.
 Synthetic people have attributes (hair, garments, colours): --stage source trains a Swin to predict them from a photo,
@@ -28,7 +28,7 @@ from cfld.sampling import SamplingConfig, denoise
 from cfld.swin import Swin
 from cfld.tools.cli import PRECISIONS, UserError
 from cfld.training.checkpoint import frozen_hash
-from cfld.training.initial import begin_at_identity, initial_model, trained_model
+from cfld.training.initial import hashed_modules, init_as_identity, initial_model, trained_model
 from cfld.training.options import TrainConfig
 from cfld.vae import VAE
 
@@ -36,8 +36,8 @@ FIRST_LOGVAR = -8.0  # of the posterior in --stage vae
 FEATURE_WEIGHT = 1e-3  # of the mean square of the features, beside the error of the attributes, in --stage source
 
 
-def some(pairs: Dataset[Pair]) -> list[Pair]:
-    """About 256 of the pairs, evenly."""
+def evenly(pairs: Dataset[Pair]) -> list[Pair]:
+    """About 256 of the pairs, evenly spaced."""
     count = len(pairs)  # type: ignore[arg-type]
     return [pairs[i] for i in range(0, count, math.ceil(count / 256))]
 
@@ -45,7 +45,7 @@ def some(pairs: Dataset[Pair]) -> list[Pair]:
 class VAEStage(nn.Module):
     """A VAE, trained from nothing on single images."""
 
-    needs_attributes = False
+    needs_attributes, makes_model = False, False
 
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
@@ -53,10 +53,10 @@ class VAEStage(nn.Module):
         self.config, self.pairs, self.kl_weight = config, pairs, options.kl
         self.dtype = PRECISIONS[options.precision]
         self.vae = VAE(config.vae)
-        begin_at_identity(self.vae)
+        init_as_identity(self.vae)
         with torch.no_grad():
             self.vae.encoder.to_moments.bias[config.vae.latent_channels :] = FIRST_LOGVAR  # type: ignore[index]
-        self.frozen = frozen_hash()
+        self.frozen_sha256 = frozen_hash()
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
         """Absolute and squared error of the reconstruction, and a little of the KL divergence from N(0, 1)."""
@@ -84,7 +84,7 @@ class VAEStage(nn.Module):
         device = self.vae.encoder.to_moments.weight.device
         self.vae.load_state_dict(learnt)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            moments = [self.vae.moments(to_range(pair.target[None].to(device))) for pair in some(self.pairs)]
+            moments = [self.vae.moments(to_range(pair.target[None].to(device))) for pair in evenly(self.pairs)]
         mean, logvar = (torch.cat(parts).float().cpu() for parts in zip(*moments, strict=True))
         whiten(self.vae.cpu(), mean, logvar)  # in float64, which not every device has
         config = dataclasses.replace(self.config, vae=self.vae.config)
@@ -97,24 +97,26 @@ def whiten(vae: VAE, mean: Tensor, logvar: Tensor) -> None:
 
     mean, logvar (n, C, h, w): moments() of many images, over whose positions mean and covariance are taken
 
-    Whatever colours and brightness do to the latents, noise then drowns all of it at the same timestep. The 1x1
-    convolutions at both ends of the latents absorb the change, so images are decoded as before. The variance of the
+    Noise then hides every direction of the latents at the same timestep. The 1x1 convolutions at both ends of the
+    latents absorb the change, so images are decoded as before. The variance of the
     posterior cannot be rotated: it becomes its mean over all positions, one number per channel.
     """
     positions = rearrange(mean.double(), "b c h w -> c (b h w)")
     center, (variances, directions) = positions.mean(1), torch.linalg.eigh(torch.cov(positions))
     deviations = variances.clamp(min=1e-8 * variances.max().item()).sqrt()
-    forth, back = (directions * x @ directions.T for x in (1 / deviations, deviations))  # covariance^(-1/2), ^(1/2)
-    spread = forth.square() @ rearrange(logvar.double().exp(), "b c h w -> c (b h w)").mean(1)
+    whitening, colouring = (
+        directions * x @ directions.T for x in (1 / deviations, deviations)
+    )  # covariance^(-1/2), ^(1/2)
+    spread = whitening.square() @ rearrange(logvar.double().exp(), "b c h w -> c (b h w)").mean(1)
 
     encoder, decoder, channels = vae.encoder.to_moments, vae.decoder.from_latents, len(center)
     assert encoder.bias is not None and decoder.bias is not None
     weight, bias = encoder.weight[:channels, :, 0, 0].double(), encoder.bias[:channels].double()
-    encoder.weight.copy_(torch.cat([forth @ weight, torch.zeros_like(weight)])[:, :, None, None])
-    encoder.bias.copy_(torch.cat([forth @ (bias - center), spread.log()]))
+    encoder.weight.copy_(torch.cat([whitening @ weight, torch.zeros_like(weight)])[:, :, None, None])
+    encoder.bias.copy_(torch.cat([whitening @ (bias - center), spread.log()]))
     weight = decoder.weight[:, :, 0, 0].double()
     decoder.bias.add_(weight @ center)
-    decoder.weight.copy_((weight @ back)[:, :, None, None])
+    decoder.weight.copy_((weight @ colouring)[:, :, None, None])
     vae.config = dataclasses.replace(vae.config, scale=1.0)
 
 
@@ -134,14 +136,15 @@ class AttributeHead(nn.Module):
 class SourceStage(nn.Module):
     """A source encoder that predicts attributes from a photo."""
 
-    needs_attributes = True
+    needs_attributes, makes_model = True, False
 
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
         self.config, self.pairs, self.init = config, pairs, str(options.init)
         model, vae = initial_model(options, config)
-        self.frozen = frozen_hash(vae.requires_grad_(False))
+        self.frozen_sha256 = frozen_hash(vae.requires_grad_(False))
         attributes = pairs[0].attributes
+        assert attributes is not None
         self.source_encoder = model.source_encoder
         self.head = AttributeHead(attributes.numel(), config)
 
@@ -165,12 +168,12 @@ class SourceStage(nn.Module):
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write the VAE of --init and the source encoder, standardised by about 256 training images."""
         vae = load_vae(self.init)
-        if frozen_hash(vae.requires_grad_(False)) != self.frozen:
+        if frozen_hash(vae.requires_grad_(False)) != self.frozen_sha256:
             raise UserError(f"--init {self.init} has changed since the training began, and nothing was written")
         source_encoder, prefix = self.source_encoder.cpu(), "source_encoder."
         own = {name.removeprefix(prefix): x for name, x in learnt.items() if name.startswith(prefix)}
         source_encoder.load_state_dict(own, strict=False)  # buffers stay
-        features = [source_encoder(to_range(pair.source_image[None])) for pair in some(self.pairs)]
+        features = [source_encoder(to_range(pair.source_image[None])) for pair in evenly(self.pairs)]
         standardise(source_encoder, [torch.cat(maps) for maps in zip(*features, strict=True)])
         save_parts(folder, self.config, replace=True, vae=vae, source_encoder=source_encoder)
 
@@ -218,7 +221,7 @@ class AttributePrompt(nn.Module):
 class BaseStage(nn.Module):
     """A UNet that generates people from attributes: what Stable Diffusion is to the paper."""
 
-    needs_attributes = True
+    needs_attributes, makes_model = True, True
 
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
@@ -227,8 +230,9 @@ class BaseStage(nn.Module):
         self.model.requires_grad_(False)
         self.model.unet.requires_grad_(True)
         self.model.null_prompt.requires_grad_(True)
-        self.frozen = frozen_hash(self.vae.requires_grad_(False))
+        self.frozen_sha256 = frozen_hash(*hashed_modules(options, self.model, self.vae.requires_grad_(False)))
         attributes = pairs[0].attributes
+        assert attributes is not None
         self.attribute_prompt = AttributePrompt(attributes.numel(), config)
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
@@ -253,4 +257,4 @@ class BaseStage(nn.Module):
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write a model folder: the UNet, and everything else as --init has it."""
-        save(folder, *trained_model(self.options, self.config, learnt, self.frozen), replace=True)
+        save(folder, *trained_model(self.options, self.config, learnt, self.frozen_sha256), replace=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class RunFolder:
 
     def __init__(self, options: TrainConfig, writes: bool):
         self.options, self.path, self.writes = options, Path(options.out), writes
+        self.logged: dict[str, float] = {}  # the last values
         self.board: Any = None  # TensorBoard's writer
 
     def clear(self, request: Request) -> None:
@@ -71,10 +73,11 @@ class RunFolder:
 
             self.board = SummaryWriter(self.path / "tensorboard", purge_step=state.step + 1)
         options, model = dataclasses.asdict(self.options), to_dict(state.config)
-        write_json(self.path / "config.json", {"options": options, "model": model, "base": state.frozen})
+        write_json(self.path / "config.json", {"options": options, "model": model, "base": state.frozen_sha256})
 
     def log(self, step: int, **values: float) -> None:
         """Add a line to log.jsonl, and to TensorBoard."""
+        self.logged |= values
         if not self.writes:
             return
         path, rounded = (
@@ -92,7 +95,7 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / "checkpoints" / f"step_{state.step:08d}.safetensors"
-        if best:  # first, so that a run that is killed in between finds it out again
+        if best:  # first, so that a run that is killed in between evaluates it again
             state.save(path.with_name("best.safetensors"))
             link(path.with_name("best.safetensors"), path)
         else:
@@ -110,6 +113,32 @@ class RunFolder:
         """The latest checkpoint, for messages."""
         found = checkpoints(self.path)
         return str(found[-1]) if found else "any checkpoint"
+
+
+class Meter:
+    """The mean loss and the speed of the steps since the last line of the log, without what lies between the steps."""
+
+    def __init__(self, samples_per_step: int):
+        self.samples_per_step = samples_per_step
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure a step; what was done since add() does not count."""
+        self.started = time.perf_counter()
+
+    def add(self, loss: float) -> None:
+        """A step has ended with this loss."""
+        self.seconds += time.perf_counter() - self.started
+        self.losses.append(loss)
+
+    def read(self) -> dict[str, float]:
+        """The values for the log, which begin anew."""
+        count = len(self.losses)
+        values = {"loss": sum(self.losses) / count, "samples/s": self.samples_per_step * count / self.seconds}
+        self.losses, self.seconds = [], 0.0
+        return values
 
 
 def read_run_config(path: Path) -> CFLDConfig:

@@ -1,11 +1,14 @@
-"""The stages of a training: what a loop must know of that which it trains.
+"""Stages: the interface between the training loop and what it trains.
 
-The loop (cfld.train.fit) knows a Stage and none of its kinds. A stage is an nn.Module, so that processes can share its
-gradients. Its constructor takes the options, the architecture and the training pairs.
+The loop (cfld.train.fit) uses only this interface. A stage is an nn.Module, so that processes can share its gradients.
+Its constructor takes the options, the architecture and the training pairs.
+
+To add a stage, write a class with the attributes and methods of Stage, as in cfld/training/pretrain.py, and name it in
+STAGES and in cfld.training.options.STAGE_NAMES. To train the full model on another loss, change cfld.objective.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
@@ -13,22 +16,26 @@ from torch.utils.data import Dataset
 from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, Pair
 from cfld.folder import save
+from cfld.model import CFLD
 from cfld.objective import StepNoise, training_loss
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.sampling import SamplingConfig, sample
-from cfld.training.checkpoint import frozen_hash
-from cfld.training.initial import initial_model, trained_model
-from cfld.training.options import TrainConfig
+from cfld.tools.cli import UserError
+from cfld.training.checkpoint import frozen_hash, read_learnt
+from cfld.training.initial import hashed_modules, initial_model, trained_model
+from cfld.training.options import TrainConfig, checked_options, saved_options
 from cfld.training.pretrain import BaseStage, SourceStage, VAEStage
+from cfld.vae import VAE
 
 
 class Stage(Protocol):
     """What is trained, on which loss, and what comes of it."""
 
     config: CFLDConfig
-    frozen: str  # a hash of the weights that do not change, as they were before any cast
+    frozen_sha256: str  # of the weights of --init that do not change, before any cast
     needs_attributes: bool  # whether pairs must come with the attributes of their people
+    makes_model: bool  # whether its checkpoints can be made into model folders
 
     def __call__(self, batch: Batch, noise: StepNoise) -> Tensor:
         """The mean loss of a micro-batch."""
@@ -46,16 +53,16 @@ class Stage(Protocol):
 class CFLDStage(nn.Module):
     """The full model, or a baseline of Table 3."""
 
-    needs_attributes = False
+    needs_attributes, makes_model = False, True
 
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
         self.config, self.options = config, options
         self.model, self.vae = initial_model(options, config)
-        self.frozen = frozen_hash(self.model, self.vae.requires_grad_(False))
+        self.frozen_sha256 = frozen_hash(*hashed_modules(options, self.model, self.vae.requires_grad_(False)))
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
-        """Eq. 6."""
+        """Half of Eq. 6: the mean of its two losses."""
         return training_loss(self.model, self.vae, batch, noise, self.options.recipe, self.options.min_snr)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -72,7 +79,18 @@ class CFLDStage(nn.Module):
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write a model folder."""
-        save(folder, *trained_model(self.options, self.config, learnt, self.frozen), replace=True)
+        save(folder, *trained_model(self.options, self.config, learnt, self.frozen_sha256), replace=True)
 
 
-STAGES = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
+STAGES: dict[str, Any] = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
+
+
+def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
+    """The model that a run would write if it ended at this checkpoint, RUN/checkpoints/NAME. Raises UserError."""
+    path = Path(path)
+    learnt, config, frozen = read_learnt(path)
+    run = path.absolute().parent.parent
+    options = checked_options(saved_options(run), run)
+    if not STAGES[options.stage].makes_model:
+        raise UserError(f"{path}: --stage {options.stage} writes, and scales, its folder only when it ends")
+    return trained_model(options, config, learnt, frozen)

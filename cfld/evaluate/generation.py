@@ -1,0 +1,123 @@
+"""Generate the images of the test pairs, into OUT/pictures.
+
+Letters in shapes: B pairs, H side of an image.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cfld.baselines import read_config
+from cfld.config import CFLDConfig
+from cfld.data.batch import Batch, collate, seeded
+from cfld.data.pairs import FashionPairs
+from cfld.evaluate.protocol import PairSet, picture_names
+from cfld.folder import load, load_vae
+from cfld.photos.pixels import to_pictures, to_range
+from cfld.pose import pose_maps
+from cfld.sampling import SamplingConfig, sample
+from cfld.tools.cli import PRECISIONS
+from cfld.tools.files import open_folder, remove_leftovers, sha256
+from cfld.tools.pictures import save_image
+from cfld.tools.processes import Processes
+
+Generate = Callable[[list[int], Batch], Tensor]  # indices of B pairs, the pairs -> images (B, 3, H, H) in [-1, 1]
+
+
+def generate_missing(
+    folder: Path,
+    pairs: FashionPairs,
+    count: int,
+    size: tuple[int, int],
+    prepare: Callable[[], Generate],
+    batch: int,
+    processes: Processes,
+) -> None:
+    """Generate those of the first count pairs that are not in the folder, each process its share. Pictures are
+    truncated to 8 bits, as in the public code."""
+    if processes.is_main:
+        remove_leftovers(folder)
+    processes.barrier()
+    paths = [folder / name for name in picture_names(pairs.pairs[:count])]
+    mine = processes.share(count)
+    missing = [i for i in mine if not paths[i].is_file()]
+    generate = prepare() if missing else None
+    done = len(mine) - len(missing)
+    with tqdm(total=len(mine), initial=done, desc="generating", unit="image", disable=not processes.is_main) as bar:
+        for first in range(0, len(missing), batch):
+            indices = missing[first : first + batch]
+            assert generate is not None
+            images = generate(indices, collate([pairs[i] for i in indices]))
+            for i, picture in zip(indices, to_pictures(images, size, rounding=False), strict=True):
+                save_image(paths[i], picture)
+            bar.update(len(indices))
+    processes.wait_for_work()
+
+
+def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:
+    """A model's images; the noise of pair i depends on the seed and on i alone."""
+    model, vae = load(folder, device, dtype, channels_last=True)
+
+    def generate(indices: list[int], batch: Batch) -> Tensor:
+        target_keypoints = batch.keypoints.chunk(2)[1]
+        return sample(
+            model,
+            vae,
+            to_range(batch.source_images.to(device)),
+            pose_maps(target_keypoints.to(device), model.config.adapter.pose_size),
+            config,
+            generator=[seeded(seed, i) for i in indices],
+        )
+
+    return generate
+
+
+def with_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Generate:
+    """The VAE's reconstructions of the ground truth, through the mean of its posterior."""
+    vae = load_vae(folder).to(device, dtype).eval()
+
+    @torch.no_grad()
+    def generate(indices: list[int], batch: Batch) -> Tensor:
+        assert batch.images is not None
+        targets = to_range(batch.images.chunk(2)[1].to(device))
+        return vae.decode(vae.encode(targets.to(dtype))).clamp(-1, 1)
+
+    return generate
+
+
+def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Processes) -> Callable[[], None]:
+    """Check what --model or --vae asks for and begin OUT/pictures -> a function that generates what is missing there.
+    Raises UserError if a value is invalid, or if the folder was made with other values."""
+    source: Path = options.model or options.vae
+    config: CFLDConfig = read_config(source / "config.json")
+    device = processes.device
+    precision = options.precision or ("bf16" if device.type == "cuda" and options.model else "fp32")
+    files = ("config.json", "vae.safetensors", *(("model.safetensors",) if options.model else ()))
+    asked: dict[str, Any] = {
+        **{name: sha256(source / name) for name in files},
+        "size": options.size,
+        **{name: value for name, value in cases.facts().items() if name.startswith("sha256")},
+        "resize": "bicubic, antialiased, truncated to 8 bits",
+        "precision": precision,
+    }
+    if options.model:
+        how = SamplingConfig(options.steps, options.sampler, options.pose_scale, options.appearance_scale)
+        how.check_steps(config)
+        facts = asdict(how)
+        del facts["guidance_interval"]  # which is not an option here
+        asked |= {**facts, "seed": options.seed}
+        prepare = partial(with_model, source, how, options.seed, device, PRECISIONS[precision])
+    else:
+        prepare = partial(with_vae, source, device, PRECISIONS[precision])
+    pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
+    folder = options.out / "pictures"
+    if processes.is_main:
+        open_folder(folder / "manifest.json", asked, "choose another --out")
+    return partial(generate_missing, folder, pairs, len(cases), cases.size, prepare, options.batch, processes)
