@@ -192,8 +192,7 @@ def test_everybody_in_the_park_is_found_and_nobody_else(park: dict[int, tuple[Im
             on_ground = y > 500
             assert on_ground or (number <= 168 and x < 1000)
             mask = np.asarray(person.mask_image(photo.size)) > 0
-            height = np.ptp(person.places[:, 1])
-            assert 0.05 * height**2 < mask.sum() < 0.6 * height**2
+            assert 0.2 < mask.sum() / person.circle.radius**2 < 1.2
             columns, rows = person.places[person.visibility > 0.9].astype(int).T
             inside = (rows < photo.height) & (columns < photo.width) & (np.minimum(rows, columns) >= 0)
             assert mask[rows[inside], columns[inside]].mean() >= 0.75
