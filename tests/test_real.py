@@ -274,7 +274,7 @@ def test_a_newcomers_way_from_photographs_to_images(
     run += ["--lr", 1e-5, "--warmup", 1, "--sample-every", 0, "--log-every", 1, "--device", "cpu"]
     assert train_main([str(a) for a in run]) == 0
     losses = [json.loads(line).get("loss") for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(loss) and loss < 1 for loss in losses if loss is not None)
+    assert all(np.isfinite(loss) and loss < 5 for loss in losses if loss is not None)
 
     source, pose = mine / "woman" / "108.jpg", mine / "woman" / "168.jpg"
     model = ["--model", tmp_path / "run" / "model", "--steps", 4, "--device", "cpu"]
