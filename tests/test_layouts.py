@@ -94,7 +94,7 @@ def test_a_shuffled_body_is_refused_and_taken_at_the_users_word(bodies: list[np.
             choose(points, points[:, 2] > 0)
         except UserError as error:
             refused += 1
-            assert "18 joints are no body's in the order of openpose" in str(error)
+            assert "18 joints form no body in the order of openpose" in str(error)
         assert (choose(points, points[:, 2] > 0, "openpose") >= 0).all()
     assert refused >= 0.6 * len(whole)
 
@@ -149,7 +149,7 @@ def test_every_command_that_reads_joints_asks_and_takes_the_answer(body25b: np.n
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
         Image.new("RGB", (176, 256)).save(path.with_suffix(".png"))
-    with pytest.raises(UserError, match=r"no body's in the order of body25, .*add --layout body25b .*in Python layout"):
+    with pytest.raises(UserError, match=r"no body in the order of body25, .*add --layout body25b, .*in Python layout"):
         keypoints_from(content)
     assert (keypoints_from(content, layout="body25b") >= 0).all()
     argv = [tmp_path / "pose.png", "--pose", tmp_path / "pose.json", "--out", tmp_path / "out.png"]

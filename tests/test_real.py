@@ -149,9 +149,7 @@ def test_real_files_of_body_25b_are_refused_as_body_25_and_read_as_what_they_are
             if min((joints >= 0).all(axis=1).sum(), (wrong >= 0).all(axis=1).sum()) < 12:
                 continue  # two of 601, of whom little is seen
             asked += 1
-            with pytest.raises(
-                UserError, match="no body's in the order of body25, but a body's in the order of body25b"
-            ):
+            with pytest.raises(UserError, match="form no body in the order of body25, but do in the order of body25b"):
                 joints_from(content, (1920, 1088), person)
             told += np.array_equal(joints_from(content, (1920, 1088), person, layout="body25b")[0], joints)
     print(f"{asked} people in {len(files)} files")

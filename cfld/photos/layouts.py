@@ -1,7 +1,7 @@
 """The orders in which pose estimators write joints, and how to tell one from another.
 
-Layouts with equally many joints differ in nothing but the order. In the wrong order, a body's bones run across it: they
-are longer than they need to be to join its joints. That holds for every pose, size, angle and image, upside down too.
+Files of layouts with equally many joints differ only in the order. In a wrong order, bones run across the body: they
+are longer than needed to join the joints. That holds for every pose, size and angle.
 """
 
 from typing import Any, NamedTuple
@@ -86,24 +86,23 @@ def stretch(joints: Array) -> float:
 def choose(points: Array, seen: Array, layout: str | None = None) -> Array:
     """points (n, 3) as (x, y, score), n one of COUNTS; seen (n,) bool -> joints (18, 2) as (y, x), -1 = missing.
 
-    layout: of LAYOUTS; taken at its word for points that are as many, and ignored for others. None: the first of those
-        with so many points
+    layout: a name of LAYOUTS, used without a check if it has so many points, and ignored if not. None: the first of
+        those with so many points, if its order gives a body
 
-    Raises UserError if no body has such joints in the order of a layout that nobody has named.
+    Raises UserError if it gives none.
     """
     found = {name: joints_in(points, seen, each) for name, each in LAYOUTS.items() if each.size == len(points)}
     if layout in found:
         return found[layout]
     stretches = {name: stretch(joints) for name, joints in found.items()}
     first, best = next(iter(found)), min(stretches, key=stretches.__getitem__)
-    wrong, others = f"the {len(points)} joints are no body's in the order of {first}", "in Python layout"
+    wrong = f"the {len(points)} joints form no body in the order of {first}"
+    as_they_are = f"--layout {first} to take them as they are (in Python layout)"
     if stretches[first] >= STRETCHED and stretches[first] >= BETTER * stretches[best]:
-        raise UserError(
-            f"{wrong}, but a body's in the order of {best}: add --layout {best} (or {first} if it is; {others})"
-        )
+        raise UserError(f"{wrong}, but do in the order of {best}: add --layout {best}, or {as_they_are}")
     if stretches[first] >= NONSENSE:
         raise UserError(
-            f"{wrong} (docs/poses.md): its bones are {stretches[first]:.1f} times as long as need be; check the order, "
-            f"or add --layout {first} to take them as they are ({others})"
+            f"{wrong}: its bones would be {stretches[first]:.1f} times as long as need be; check the order "
+            f"(docs/poses.md), or add {as_they_are}"
         )
     return found[first]
