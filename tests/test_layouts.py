@@ -79,10 +79,8 @@ def test_most_files_of_a_layout_that_looks_alike_are_refused_with_its_name(
         try:
             choose(points, points[:, 2] > 0)
         except UserError as error:
-            named += (
-                f"no body's in the order of {first}, but a body's in the order of {other}: add --layout {other} "
-                in (str(error))
-            )
+            message = f"form no body in the order of {first}, but do in the order of {other}: add --layout {other}, "
+            named += message in str(error)
     assert len(whole) >= 20 and named >= 0.7 * len(whole), (named, len(whole))
 
 
