@@ -31,9 +31,9 @@ DETECTOR = "pose_solution_packed_assets.data"  # as in the npm package @mediapip
 LANDMARKS = "pose_landmark_heavy.tflite"
 DETECTOR_SIDE, LANDMARKS_SIDE, HEAT_SIDE, JOINTS = 224, 256, 64, 33
 MOST_PEOPLE = 8  # in a photo
-MIN_SCORE = 0.5  # of a circle, of a person, and of the mean visibility of their joints
+MIN_SCORE = 0.5  # of a circle, of a joint, and of a person times the mean visibility of their joints
 SAME = 0.4  # circles that differ by less are around one person
-MIN_MASK = 0.93  # mean probability within a mask: people's are 0.95 to 0.99, other things' mostly below 0.91
+MIN_MASK = 0.94  # mean probability within a mask: of people 0.95 to 0.99, of other things mostly below 0.91
 CONVERGED = 0.1  # a circle that differs by less from the fitting one is around a person
 PASSES = 3  # until then, at most
 MARGIN = 1.25  # the side of the landmark network's square, in diameters of the circle
@@ -78,7 +78,7 @@ class Person(NamedTuple):
         """Whether this is a person, by the score, the joints' visibility and the mask."""
         inside = self.mask[self.mask > 0]
         certain = len(inside) > 0 and float(sigmoid(inside).mean()) >= MIN_MASK
-        return certain and min(self.score, float(self.visibility.mean())) >= MIN_SCORE
+        return certain and self.score * float(self.visibility.mean()) >= MIN_SCORE
 
     def is_on(self, other: "Person") -> bool:
         """Whether most of the joints that are seen lie on the other person."""

@@ -310,7 +310,7 @@ def joints_on(
 POSE_HELP = "a .json or .npy file of joints, FILE.csv#NAME, or a photo (docs/poses.md)"
 
 
-def add_layout_option(parser: argparse.ArgumentParser) -> None:
+def add_layout_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--layout", choices=tuple(LAYOUTS), help="the order of the joints in files (docs/poses.md)")
 
 

@@ -70,7 +70,7 @@ def spanning_length(distances: Array) -> float:
 def stretch(joints: Array) -> float:
     """The length of the bones of joints (18, 2), and of what must join the parts of the body between which joints are
     missing, as a multiple of the shortest tree that joins all. 1 where fewer than FEWEST are present."""
-    present = (joints >= 0).all(axis=1)
+    present = np.asarray((joints >= 0).all(axis=1))
     if present.sum() < FEWEST:
         return 1.0
     distances = np.linalg.norm(joints[:, None] - joints, axis=-1)
