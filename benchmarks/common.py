@@ -42,8 +42,8 @@ for _name in ("nms", "qnms"):
 
 def benchmark_parser(file: str, doc: str | None) -> tuple[argparse.ArgumentParser, Any]:
     """A parser for python benchmarks/FILE, and the place of its sub-commands."""
-    name = f"python benchmarks/{Path(file).name}"
-    parser = argparse.ArgumentParser(name, description=doc, formatter_class=HelpFormatter)
+    name, description = f"python benchmarks/{Path(file).name}", (doc or "").partition("\nLetters in shapes")[0]
+    parser = argparse.ArgumentParser(name, description=description, formatter_class=HelpFormatter)
     return parser, parser.add_subparsers(metavar="COMMAND", required=True)
 
 

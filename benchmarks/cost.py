@@ -276,6 +276,7 @@ def official_losses(run: Path) -> Iterator[float]:
     pairs = open_pairs(str(run / "data"), "train", config.image_size, config.source_size)
     for step, batch in enumerate(step_batches(pairs, StepOrder(len(pairs), 1, 0, 0, 1000, range(1)), 0)):
         noise = step_noise(0, step, range(1), config)
+        assert batch.images is not None  # not from a cache
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 posterior = theirs.vae.encode(to_range(batch.images)).latent_dist

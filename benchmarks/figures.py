@@ -90,11 +90,10 @@ def gallery(options: argparse.Namespace) -> None:
         save_picture(out / "edit.webp", picture_grid(columns))
 
         strip = work / "strip.png"
-        inputs = ("--source", shots[2][0], shots[3][0], "--pose", shots[0][1], "--frames", FRAMES)
-        run("interpolate", *inputs, "--size", "256x176", "--across", FRAMES, "--out", strip)
-        save_picture(
-            out / "interpolation.webp", picture_grid([[x] for x in (photos[2], *tiles(strip, FRAMES), photos[3])])
-        )
+        ends = ("--source", shots[2][0], shots[3][0], "--pose", shots[0][1])
+        run("interpolate", *ends, "--frames", FRAMES, "--size", "256x176", "--across", FRAMES, "--out", strip)
+        row = (photos[2], *tiles(strip, FRAMES), photos[3])
+        save_picture(out / "interpolation.webp", picture_grid([[x] for x in row]))
 
         poses, turn = work / "poses", work / "turn.png"
         poses.mkdir()
@@ -307,7 +306,7 @@ def perfect(model: CFLD, z_true: Tensor) -> Iterator[None]:
     def forward(latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         return model.scheduler.implied_noise(latents, z_true, int(timesteps[0]))
 
-    learnt, model.forward = model.forward, forward  # type: ignore[method-assign]
+    learnt, model.forward = model.forward, forward  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

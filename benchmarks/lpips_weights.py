@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from cfld.evaluate.lpips import LPIPS, load_lpips
 from cfld.evaluate.weights import ALEXNET, LPIPS_HEADS
 from cfld.tools.cli import HelpFormatter, UserError, command
-from cfld.tools.files import atomic, refuse_overwrite
+from cfld.tools.files import atomic, refuse_overwrite, sha256
+from cfld.tools.sums import record_sum
 from cfld.tools.tensors import read_tensors
 
 Array = NDArray[Any]
@@ -86,6 +87,8 @@ def write_weights(out: Path, folder: Path | None = None) -> None:
         torch.save(tensors, path)
     with atomic(out / LPIPS_HEADS) as path:
         path.write_bytes(heads.read_bytes())
+    for name in (ALEXNET, LPIPS_HEADS):
+        record_sum(out / name, sha256(out / name))
 
 
 def lpips_of(

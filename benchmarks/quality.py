@@ -1,4 +1,4 @@
-"""How good the images of a trained TINY are, on synthetic people that it was not trained on.
+"""Quality of the images that a trained TINY generates, of synthetic people that it was not trained on.
 
     python benchmarks/quality.py demo --out demo.png        one sheet of images and a line of numbers: two minutes
     python benchmarks/quality.py measure                    all measures of a model folder: docs/tiny_measures.md
@@ -139,7 +139,7 @@ def measure(options: argparse.Namespace) -> None:
         samplers    the scores of other guidance scales and of fewer steps
         levels      error of x_0 predicted in one step, by noise level: own source, another's source, none
 
-    Results are written after each measure; those of a later run on the same model, pairs and options are added.
+    Results are written after each measure; a later run with the same model, pairs and options adds to them.
 
         python benchmarks/quality.py measure
         python benchmarks/quality.py measure --model DIR --pairs 8 --only methods grid --out runs/look
@@ -549,7 +549,7 @@ def add_model_options(parser: argparse.ArgumentParser, pairs: int) -> None:
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=25, help="images at a time; they do not depend on it")
+    parser.add_argument("--batch", type=int, default=25, help="images at a time; results do not depend on it")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of products and convolutions")
 
 

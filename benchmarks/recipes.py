@@ -70,6 +70,7 @@ from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import pose_maps
 from cfld.sampling import SamplingConfig, sample
 from cfld.scheduler import SchedulerConfig
+from cfld.tools.card import front_matter
 from cfld.tools.cli import UserError, command, pick_device
 from cfld.tools.files import read_json, sha256, write_json, write_lines, write_text
 from cfld.training.checkpoint import checkpoints, step_of
@@ -104,11 +105,10 @@ def overfit(options: argparse.Namespace) -> None:
     model, vae = load(run / "cfld" / "model")
     pairs = FashionPairs(data, "train", model.config.image_size, model.config.source_size)
     batch = collate([pairs[i] for i in range(len(pairs))])
+    assert batch.images is not None  # not from a cache
     sources, targets = (to_range(x) for x in batch.images.chunk(2))
-    people, poses = (
-        to_range(batch.source_images),
-        pose_maps(batch.keypoints.chunk(2)[1], model.config.adapter.pose_size),
-    )
+    people = to_range(batch.source_images)
+    poses = pose_maps(batch.keypoints.chunk(2)[1], model.config.adapter.pose_size)
 
     def generate(people: torch.Tensor) -> torch.Tensor:
         seeds = [torch.Generator().manual_seed(i) for i in range(len(people))]
@@ -226,7 +226,7 @@ def pack(run: Path, out: Path, commit: str) -> None:
     write_text(out / "training.json", f"[\n{lines}\n]\n")
     write_text(
         out / "README.md",
-        "# The bundled model\n\n"
+        front_matter("mit") + "# The bundled model\n\n"
         "The preset TINY in fp16, trained on synthetic people (`python -m cfld.people`) by `make tiny`. MIT, like the\n"
         "project.\n\n"
         "`training.json` is a list of runs, in order. Each run has its `name`, its `options` and its `log`: a list of\n"
@@ -293,7 +293,7 @@ def ablations(options: argparse.Namespace) -> None:
     }
     found = earlier_results(path, asked, bounds={}, runs={})
 
-    folder = options.runs.resolve() / f"{options.steps}_steps"
+    folder = (options.runs or ROOT / "runs" / "ablations").resolve() / f"{options.steps}_steps"
     runs = {folder / f"{row}_seed{seed}": (row, seed) for row, seed in queue(options)}
     trainings = {run: arguments(options, row, seed, run) for run, (row, seed) in runs.items()}
     done = [run for run in runs if (run / "model").is_dir()]
@@ -515,8 +515,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     options.add_argument("--pairs", type=int, default=PAIRS, help=f"how many of the {PAIRS} pairs, from the first")
     options.add_argument("--sample-steps", type=int, default=50, help="of DDPM")
-    runs = ROOT / "runs" / "ablations"
-    options.add_argument("--runs", type=Path, default=runs, metavar="DIR", help="folder of the trainings")
+    options.add_argument("--runs", type=Path, metavar="DIR", help="folder of the trainings (default: runs/ablations)")
     options.add_argument("--train", default="", metavar="'OPTIONS'", help="more options of cfld.train, with values")
     options.add_argument("--device", help="to measure on (default: the best there is)")
 

@@ -25,7 +25,7 @@ class CFLDConfig:
 
     # Side of the square that photos are stretched to for the VAE.
     image_size: int = 512
-    # What trains of the UNet: cross_kv, to_k and to_v of the up path's cross-attentions; cross_qkv, to_q as well; all.
+    # Which UNet weights train: cross_kv, to_k and to_v of the up path's cross-attentions; cross_qkv, to_q as well; all.
     unet_trainable: str = "cross_kv"
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -82,7 +82,7 @@ TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
     unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192, groups=8),
-    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1, scale=1.0, groups=8),  # of covariance 1
+    vae=VAEConfig(latent_channels=8, channels=(32, 64, 96, 96), depth=1, scale=1.0, groups=8),  # latents are whitened
     swin=SwinConfig(
         image_size=64, width=32, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16), window=8, stochastic_depth=0.0
     ),

@@ -1,7 +1,7 @@
 """Model folders, which all commands share: config.json, model.safetensors and vae.safetensors.
 
-A folder of parts, as --stage vae and --stage source write it, has vae.safetensors, perhaps source_encoder.safetensors,
-and no model.safetensors.
+A partial model folder, as --stage vae and --stage source write it, has vae.safetensors, perhaps
+source_encoder.safetensors, and no model.safetensors.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cfld.baselines import build, read_config, to_dict
 from cfld.config import CFLDConfig
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
-from cfld.tools.files import atomic, write_json
+from cfld.tools.files import atomic, write_json, write_text
 from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
 
@@ -23,9 +23,9 @@ from cfld.vae import VAE
 def assign(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> None:
-    """Let a module, such as one on the meta device, hold these tensors, without a copy; floating-point ones in the
-    dtype, if one is given. Raises UserError, which names the source and counts what is wrong, unless the names are
-    exactly the module's and each shape is right."""
+    """Load these tensors into a module without copying (also from the meta device); dtype: of floating-point tensors.
+    Raises UserError, which names the source and counts what is wrong, unless the names are exactly the module's and
+    each shape is right."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -43,7 +43,7 @@ def assign(
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
-            f"check that it is the right file, and that the config (--config) has its widths"
+            f"check that it is the right file, and that config.json, or --config, describes it"
         )
     if dtype is not None:
         tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
@@ -51,15 +51,15 @@ def assign(
 
 
 def bundled() -> Path:
-    """The folder of the bundled model: inside of the package (in a wheel) or beside it (in a source tree). Raises
+    """The folder of the bundled model: inside the package (in a wheel) or next to it (in a source tree). Raises
     UserError if this installation has none."""
     package = Path(str(resources.files("cfld")))
-    inside, beside = (folder / "weights" / "tiny" for folder in (package, package.parent))
-    for folder in (inside, beside):
+    inside, next_to = (folder / "weights" / "tiny" for folder in (package, package.parent))
+    for folder in (inside, next_to):
         if (folder / "config.json").is_file():
             return folder
     raise UserError(
-        f"the bundled model is not in this installation: neither {inside} nor {beside} holds a config.json; "
+        f"the bundled model is not in this installation: neither {inside} nor {next_to} holds a config.json; "
         f"run make tiny in the source tree (and build the wheel again), or name another model folder"
     )
 
@@ -85,7 +85,7 @@ def load(
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} is not a complete model folder: {name} is missing; make or copy the folder again "
-                f"(--stage vae and --stage source write folders of parts: train on from these with --init)"
+                f"(--stage vae and --stage source write partial model folders: train on from these with --init)"
             )
     with torch.device("meta"):
         model = build(read_config(folder / "config.json"))
@@ -100,7 +100,7 @@ def load(
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """The VAE of a model folder, or of a folder that holds nothing but a VAE and config.json."""
+    """The VAE of a model folder, or of a partial model folder."""
     folder = Path(folder)
     with torch.device("meta"):
         vae = VAE(read_config(folder / "config.json").vae)
@@ -108,18 +108,22 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
     return vae
 
 
-def save_parts(folder: str | Path, config: CFLDConfig, *, replace: bool = False, **parts: nn.Module) -> None:
-    """Write config.json and NAME.safetensors of each part, such as vae and source_encoder: all files or none. Raises
-    UserError if the folder exists, unless replace."""
+def save_parts(
+    folder: str | Path, config: CFLDConfig, *, replace: bool = False, card: str = "", **parts: nn.Module
+) -> None:
+    """Write config.json, NAME.safetensors of each part, such as vae and source_encoder, and the card (cfld.tools.card)
+    if there is one: all files or none. Raises UserError if the folder exists, unless replace."""
     with atomic(folder, replace) as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", to_dict(config))
+        if card:
+            write_text(temporary / "README.md", card)
         for name, part in parts.items():
             write_tensors(temporary / f"{name}.safetensors", part.state_dict())
 
 
-def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False) -> None:
-    """Write a model folder that load() reads: all files or none. Raises UserError if it exists, unless replace."""
+def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False, card: str = "") -> None:
+    """Write a model folder that load() reads, as save_parts() does."""
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
-    save_parts(folder, model.config, replace=replace, model=model, vae=vae)
+    save_parts(folder, model.config, replace=replace, card=card, model=model, vae=vae)

@@ -6,7 +6,7 @@ This file is phi_A: for each cross-attention of the UNet's up path, one branch t
 bias B. Q + B and the rest of Eq. 4 stand in cfld.unet.Attention. Each branch begins and ends with a convolution that
 starts at zero, so a fresh H_A gives biases of exactly 0, and textures enter slowly: coarse to fine.
 
-Letters in shapes: B images, C channels of f_l, h x w its positions, N = h * w tokens, D width inside of a branch.
+Letters in shapes: B images, C channels of f_l, h x w its positions, N = h * w tokens, D width inside a branch.
 Table 1's K is HGAConfig.depth.
 """
 
@@ -31,10 +31,10 @@ class HGAConfig:
         if len(self.source_widths) != len(self.output_widths):
             found = f"{self.source_widths} and {self.output_widths}"
             raise ValueError(f"hga.source_widths and hga.output_widths must have equal length, found {found}")
-        double = 2 * self.head_width
-        if any(width % double for width in self.source_widths):
+        multiple = 2 * self.head_width
+        if any(width % multiple for width in self.source_widths):
             raise ValueError(
-                f"hga.source_widths {self.source_widths} must be multiples of 2 * hga.head_width = {double}"
+                f"hga.source_widths {self.source_widths} must be multiples of 2 * hga.head_width = {multiple}"
             )
 
 
@@ -47,7 +47,7 @@ def zero_conv(channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class HGABlock(nn.Module):
-    """Self-attention, self-attention once more, feed-forward; each after a LayerNorm, each with a residual."""
+    """Self-attention, twice as in the released code, and feed-forward; each after a LayerNorm, each with a residual."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()

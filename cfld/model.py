@@ -2,7 +2,8 @@
 
     F_s = H_S(x_s),  F_d^out = H_D(f_4),  B = H_A(f_1..f_3),  pose features = H_P(x_p),  eps_theta = H_N(z_t, t, ...)
 
-Letters in shapes: B samples, S source images, Q prompt tokens, D their width, N tokens of a map, C channels.
+Letters in shapes: B samples, S source images, C channels, H x W positions, N = H * W tokens, L prompt tokens of width
+P; as in cfld/unet.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +25,10 @@ RECIPES = ("paper", "released")
 
 @dataclass(frozen=True)
 class Conditions:
-    """The UNet's inputs beside z_t and t, of B samples. They do not depend on t: computed once per image, used at every
-    sampling step. None stands for zeros: no pose, no biases."""
+    """The UNet's inputs besides z_t and t, of B samples. They do not depend on t: computed once per image, used at
+    every sampling step. None stands for zeros: no pose, no biases."""
 
-    prompt: Tensor  # (B, Q, D): F_d^out, or the unconditional prompt
+    prompt: Tensor  # (B, L, P): F_d^out, or the unconditional prompt
     pose_features: list[Tensor] | None  # three maps (B, C, H, W), finest first
     query_biases: list[Tensor] | None  # nine of (B, N, C), in execution order
 
@@ -40,7 +41,7 @@ class Conditions:
         return _combine(change, [self])
 
     def repeat(self, copies: int) -> "Conditions":
-        """All samples, again and again -> copies * B samples."""
+        """The samples repeated copies times -> copies * B samples."""
         return Conditions.cat([self] * copies)
 
     @staticmethod
@@ -64,16 +65,17 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _combine(change: Callable[..., Tensor], parts: Sequence[Conditions]) -> Conditions:
-    """Apply change to the corresponding tensors of all parts. What some parts have and others not is zeros there."""
+    """Apply change to the corresponding tensors of all parts. A field that is None in some parts counts as zeros there;
+    None in all stays None."""
 
     def combined(tensors: list[list[Tensor] | None]) -> list[Tensor] | None:
-        given = next((x for x in tensors if x is not None), None)
-        if given is None:
+        first = next((x for x in tensors if x is not None), None)
+        if first is None:
             return None
-        zeros = [torch.zeros_like(x[:1]) for x in given]
+        zeros = [torch.zeros_like(x[:1]) for x in first]
         filled = [
-            [torch.cat([x] * len(part)) for x in zeros] if own is None else own  # cat keeps channels_last
-            for own, part in zip(tensors, parts, strict=True)
+            [torch.cat([x] * len(part)) for x in zeros] if mine is None else mine  # cat keeps channels_last
+            for mine, part in zip(tensors, parts, strict=True)
         ]
         return [change(*corresponding) for corresponding in zip(*filled, strict=True)]
 
@@ -99,6 +101,15 @@ class CFLD(nn.Module):
         self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
         self.freeze()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that images, poses and latents must have."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
     def freeze(self) -> None:
         """Set requires_grad: everything trains, but of the UNet only what config.unet_trainable says."""
         self.requires_grad_(True)
@@ -113,12 +124,12 @@ class CFLD(nn.Module):
                 attention.to_q.requires_grad_(self.config.unet_trainable == "cross_qkv")
 
     def encode_source(self, source_images: Tensor, depth_draws: Tensor | None = None) -> Conditions:
-        """Encode who. Arguments as condition's -> Conditions of S samples, without a pose."""
+        """Encode the appearance; arguments as in condition() -> Conditions of S samples, without a pose."""
         source_features = self.source_encoder(source_images, depth_draws)
         return Conditions(self.prd(source_features[-1]), None, self.hga(source_features))
 
     def condition(self, source_images: Tensor, poses: Tensor, depth_draws: Tensor | None = None) -> Conditions:
-        """Encode who (source_images) and how (poses), once per image.
+        """Encode appearance (source_images) and pose (poses), once per image.
 
         source_images (S, 3, 256, 256) in [-1, 1]
         poses (B, 21, 256, 256) in [0, 1], B a multiple of S: pose i goes with source i mod S, so that one source serves
@@ -138,10 +149,11 @@ class CFLD(nn.Module):
         """Drop the conditions of some samples, which trains the unconditional branches of Eq. 7 (Sec. 3.3 and 4.1).
 
         dropped (B,) bool
-        recipe: "paper" drops source and pose together: unconditional prompt, no pose features, no query biases. This
-            trains the unconditional branch; the pose-only branch, which it does not train, has weight 0 where w_pose =
-            w_app. "released" drops the prompt alone, as the released checkpoints were trained: with query biases that
-            is no branch of Eq. 7, without (B1 to B4) it is the pose-only branch.
+        recipe
+            "paper": source and pose together (null prompt, no pose features, no biases): trains the unconditional
+                branch. The pose-only branch stays untrained; its weight is 0 if w_pose = w_app.
+            "released": the prompt only, as in the authors' code; with biases kept this is no branch of Eq. 7. Without
+                biases (B1 to B4) it is the pose-only branch.
         """
         if recipe not in RECIPES:
             raise ValueError(f"recipe must be {' or '.join(RECIPES)}, found {recipe!r}")

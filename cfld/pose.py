@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FRAME = (256, 176)  # height and width of the frame of keypoints, 16:11; people/render.py has the same
+FRAME = (256, 176)  # height and width of the frame of keypoints, 11:16 (width:height); people/render.py has the same
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
     "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
@@ -27,6 +27,7 @@ JOINT_COLOURS = (
     (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255),
     (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
+# OpenPose draws limbs at 60 % of the joints' brightness.
 BONE_COLOURS = tuple(tuple(value * 3 // 5 for value in colour) for colour in JOINT_COLOURS[:17])
 SIGMA = 6.0  # of the Gaussians, in pixels of a map of side 256
 JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 cover
@@ -48,9 +49,9 @@ def segment_distance(grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (offset - along.clamp(0, 1)[..., None] * direction).norm(dim=-1)
 
 
-def lay_over(canvas: Tensor, colour: tuple[int, ...], coverage: Tensor) -> Tensor:
-    """canvas (B, 3, S, S) in [0, 1], a colour (R, G, B) in 0..255, coverage (B, S, S) in [0, 1] -> the canvas with the
-    colour laid over it."""
+def composite(canvas: Tensor, colour: tuple[int, ...], coverage: Tensor) -> Tensor:
+    """canvas (B, 3, S, S) in [0, 1], a colour (R, G, B) in 0..255, coverage (B, S, S) in [0, 1] -> the colour over
+    the canvas."""
     ink = torch.tensor(colour, device=canvas.device, dtype=canvas.dtype)[:, None, None] / 255
     return torch.lerp(canvas, ink.expand_as(canvas), coverage[:, None])
 
@@ -71,11 +72,11 @@ def pose_maps(keypoints: Tensor | np.ndarray, size: int) -> Tensor:
     for (a, b), colour in zip(BONES, BONE_COLOURS, strict=True):
         distance = segment_distance(grid, positions[:, a], positions[:, b])
         coverage = (BONE_RADIUS * unit + 0.5 - distance).clamp(0, 1)
-        skeleton = lay_over(skeleton, colour, coverage * (present[:, a] & present[:, b])[:, None, None])
+        skeleton = composite(skeleton, colour, coverage * (present[:, a] & present[:, b])[:, None, None])
     for joint, colour in enumerate(JOINT_COLOURS):
         distance = (grid - positions[:, joint, None, None]).norm(dim=-1)
         coverage = (JOINT_RADIUS * unit + 0.5 - distance).clamp(0, 1)
-        skeleton = lay_over(skeleton, colour, coverage * present[:, joint, None, None])
+        skeleton = composite(skeleton, colour, coverage * present[:, joint, None, None])
 
     falloff = torch.exp(-((axis - positions[..., None]) ** 2) / (2 * (SIGMA * unit) ** 2))  # (B, J, 2, S)
     down, across = (falloff * present[..., None, None]).unbind(dim=2)

@@ -22,7 +22,7 @@ class PRDConfig:
     depth: int = 8
     num_heads: int = 24
     source_width: int = 1024
-    source_positions: int = 64
+    source_positions: int = 64  # number of positions of f_4
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -44,7 +44,8 @@ class PRDBlock(nn.Module):
 
     def forward(self, queries: Tensor, query_positions: Tensor, source_tokens: Tensor) -> Tensor:
         """queries (B, Q, D), query_positions (Q, D), source_tokens (B, M, C) -> (B, Q, D)."""
-        queries = queries + query_positions  # they stay in the residual stream, twice per block, unlike DETR's
+        # Added to the residual stream, twice per block (DETR adds them to queries and keys only).
+        queries = queries + query_positions
         queries = queries + self.cross_attention(self.norm1(queries), source_tokens)
         queries = queries + query_positions
         queries = queries + self.self_attention(self.norm2(queries))

@@ -3,4 +3,5 @@
 import sys
 
 if __name__ == "__main__":
-    sys.exit("error: python -m cfld.preview is now python -m cfld.photos")
+    print("error: python -m cfld.preview is now python -m cfld.photos", file=sys.stderr)
+    sys.exit(2)

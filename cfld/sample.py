@@ -1,4 +1,4 @@
-"""Generate a person in other poses, as a command.
+"""Generate a person in other poses.
 
     python -m cfld.sample --source photo.jpg --pose pose.json --out out.png
     python -m cfld.sample --source me.jpg --source-pose me.json --pose dancer.jpg --out out.png
@@ -26,30 +26,32 @@ from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.pose import FRAME
 from cfld.samplers import SAMPLERS
 from cfld.sampling import FAST, PAPER, SamplingConfig, generate
-from cfld.tools.cli import PRECISIONS, UserError, command, command_parser, parse_size, pick_device
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, parse_size, pick_device
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
 from cfld.vae import VAE
 
-SOURCE_POSE_HELP = "pose of the source's first person, to crop around (default: pad to 11:16)"
+SOURCE_POSE_HELP = "pose of the source's first person, to crop around (default: pad the photo)"
+FAST_HELP = f"{FAST.steps} steps of {FAST.sampler}, unless --steps or --sampler is given"
+SIZE_HELP = "output size, 16:11 (height:width) (default: 512x352; small models 256x176)"
 EDIT_COMMANDS = ("edit", "interpolate", "sequence", "attention")  # of cfld.edit
 
 
 def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
-    """Add the options of every command that samples; --size only if its pictures may have any size."""
+    """Add the options of every command that samples; --size only if sized."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
     group.add_argument("--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)")
-    group.add_argument("--device", help="cuda, cpu, ... (default: the best available)")
+    group.add_argument("--device", help=DEVICE_HELP)
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the UNet: takes minutes, pays off for many images"
     )
 
     group = parser.add_argument_group("sampling")
-    group.add_argument("--sampler", choices=SAMPLERS, help="(default: ddpm, as in the paper)")
-    group.add_argument("--steps", type=int, help="for ddpm and ddim a divisor of 1000, at least 10 (default: 50)")
-    group.add_argument("--fast", action="store_true", help=f"default to {FAST.steps} steps of {FAST.sampler}")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same image")
+    group.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
+    group.add_argument("--steps", type=int, help="sampling steps; best a divisor of 1000 with ddpm, ddim (default: 50)")
+    group.add_argument("--fast", action="store_true", help=FAST_HELP)
+    group.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
     group.add_argument(
         "--pose-scale",
         type=float,
@@ -62,16 +64,14 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
         type=int,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="timesteps at which Eq. 7 is used; no guidance at others (default: all)",
+        help="timesteps at which Eq. 7 applies; others run without guidance (default: all)",
     )
 
     add_pose_options(parser.add_argument_group("reading poses"))
 
     group = parser.add_argument_group("output")
     if sized:
-        group.add_argument(
-            "--size", type=parse_size, metavar="HxW", help="of 16:11 (default: 512x352; 256x176 for small models)"
-        )
+        group.add_argument("--size", type=parse_size, metavar="HxW", help=SIZE_HELP)
     group.add_argument("--force", action="store_true", help="replace existing files")
 
 
@@ -92,12 +92,11 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
 
 
 def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
-    """Raise UserError unless --size is valid, so many pictures can count their seeds from --seed, and the paths can be
-    written."""
+    """Raise UserError unless --size fits, all seeds from --seed are valid, and the paths are writable."""
     height, width = getattr(options, "size", None) or FRAME
     if not same_shape(FRAME, (height, width)):
         raise UserError(
-            f"--size must be of 16:11, height x width, such as 512x352, found {height}x{width}: in another shape "
+            f"--size must be 16:11 (height:width), such as 512x352, found {height}x{width}: in another shape "
             "people would be thin or broad"
         )
     if not 0 <= options.seed < 2**63 - pictures:
@@ -108,8 +107,8 @@ def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int
 
 
 def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Image.Image:
-    """Read a photo, upright, and make it 11:16 for generate: cropped around the person if the pose is given, otherwise
-    padded."""
+    """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
+    given, otherwise padded."""
     photo = read_image(path, upright=True)
     if pose is None:
         return fitted(photo)
@@ -160,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         "--pose", required=True, nargs="+", action="extend", metavar="FILE", help="poses to generate, one image each"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="image to write; -1, -2, ... for several poses")
-    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result in one image")
+    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result next to each other")
     parser.add_argument("--batch", type=int, default=4, help="images generated at a time")
     add_options(parser)
     options = parser.parse_args(argv)

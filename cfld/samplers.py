@@ -5,10 +5,13 @@
     UniPC                Zhao et al. 2023, UniPC: A Unified Predictor-Corrector Framework
 
 A step goes from x_t to x at t_next by way of x_0, the clean latents predicted at t. It keeps nothing between calls: a
-multistep sampler is given the predictions of earlier steps. To add a sampler, write its step and a row of SAMPLERS.
+multistep sampler is given the predictions of earlier steps.
+
+To add a sampler, write its step and an entry of SAMPLERS. The limits: denoise (cfld/sampling.py) evaluates the UNet
+once per step, keeps at most two past predictions, and gives a step fresh noise or the past, not both.
 
 Letters: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), lambda_t = log(alpha_t / sigma_t), h the difference of two
-lambdas; x_1 is the prediction one step before x_0, x_2 that of two steps before.
+lambdas; x_0_prev and x_0_prev2 are the clean latents predicted one and two steps earlier, at t_prev and t_prev2.
 Letters in shapes: B samples, C latent channels, h x w positions.
 """
 
@@ -34,7 +37,7 @@ def ddim_step(
 ) -> Tensor:
     """One step of DDIM (Song et al. 2021, Eq. 12 and 16).
 
-    latents, x_0, noise (B, C, h, w), t, t_next: as of Scheduler.ddpm_step, but t_next = -1 ends at timestep 0, since
+    latents, x_0, noise (B, C, h, w), t, t_next: as in Scheduler.ddpm_step, but t_next = -1 ends at timestep 0, since
         Stable Diffusion's files set set_alpha_to_one to false
     eta: how much noise is added, from none (0) to as much as in DDPM (1)
     -> latents (B, C, h, w) at t_next
@@ -53,43 +56,43 @@ def marginal(scheduler: Scheduler, t: int) -> tuple[float, float, float]:
 
 
 def dpmpp_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_next: int, past: Past = ()) -> Tensor:
-    """One step of DPM-Solver++(2M): along a line through the last two predictions (Lu et al. 2022, Alg. 2). The first
-    step has only one prediction; the last step, whose h is infinite, uses only one.
+    """One step of DPM-Solver++(2M): linear extrapolation from the last two predictions (Lu et al. 2022, Alg. 2). The
+    first step has only one prediction; the last step, whose h is infinite, uses only one.
 
-    latents, x_0 (B, C, h, w), t, t_next: as of Scheduler.ddpm_step
+    latents, x_0 (B, C, h, w), t, t_next: as in Scheduler.ddpm_step
     past: the predictions of earlier steps; the last one counts
     -> latents (B, C, h, w) at t_next
     """
     (_, sigma, lambda_t), (alpha_next, sigma_next, lambda_next) = marginal(scheduler, t), marginal(scheduler, t_next)
     h, D = lambda_next - lambda_t, x_0
     if past and t_next >= 0:
-        t_1, x_1 = past[-1]
-        r = (lambda_t - marginal(scheduler, t_1)[2]) / h
-        D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_1
+        t_prev, x_0_prev = past[-1]
+        r = (lambda_t - marginal(scheduler, t_prev)[2]) / h
+        D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_0_prev
     return sigma_next / sigma * latents - alpha_next * math.expm1(-h) * D
 
 
 def unipc_correction(scheduler: Scheduler, x_0: Tensor, t: int, past: Past) -> Tensor:
     """UniC: what to add to x_t, where dpmpp_step has led, now that x_0 is known at its end.
 
-    Between the last timestep and this one, let lambda = lambda_1 + u h. The exact solution (Lu et al. 2022, Eq. 9) is
+    Between t_prev and t, let lambda = lambda_prev + u h. The exact solution (Lu et al. 2022, Eq. 9) is
 
-        x_t = (sigma_t / sigma_1) x_{t_1} + alpha_t * integral over u = 0 .. 1 of h e^((u - 1) h) x_0(u)
+        x_t = (sigma_t / sigma_prev) x_{t_prev} + alpha_t * integral over u = 0 .. 1 of h e^((u - 1) h) x_0(u)
 
-    dpmpp_step takes x_0(u) to be x_1, the prediction at u = 0, plus half of the slope of the line through x_1 and x_2.
-    UniC takes the parabola x_1 + a u + b u^2 through x_2, x_1 and x_0, at u = r, 0 and 1. With w_k the integral of
-    h e^((u - 1) h) u^k, its terms are w_1 a + w_2 b, where w_0 = 1 - e^(-h), w_1 = 1 - w_0 / h, w_2 = 1 - 2 w_1 / h.
-    While there is no x_2, x_0(u) is taken to be the mean of x_1 and x_0.
+    dpmpp_step takes x_0(u) to be x_0_prev, the prediction at u = 0, plus half of the slope of the line through x_0_prev
+    and x_0_prev2. UniC takes the parabola x_0_prev + a u + b u^2 through x_0_prev2, x_0_prev and x_0, at u = r, 0 and
+    1. With w_k the integral of h e^((u - 1) h) u^k, its terms are w_1 a + w_2 b, where w_0 = 1 - e^(-h),
+    w_1 = 1 - w_0 / h, w_2 = 1 - 2 w_1 / h. While there is no x_0_prev2, x_0(u) is the mean of x_0_prev and x_0.
     """
-    (alpha, _, lambda_t), (t_1, x_1) = marginal(scheduler, t), past[-1]
-    lambda_1 = marginal(scheduler, t_1)[2]
-    h = lambda_t - lambda_1
-    B, D = math.expm1(-h), x_0 - x_1  # B = -w_0
+    (alpha, _, lambda_t), (t_prev, x_0_prev) = marginal(scheduler, t), past[-1]
+    lambda_prev = marginal(scheduler, t_prev)[2]
+    h = lambda_t - lambda_prev
+    B, D = math.expm1(-h), x_0 - x_0_prev  # B = -w_0
     if len(past) == 1:
         return -alpha * B / 2 * D
-    t_2, x_2 = past[-2]
-    r = (marginal(scheduler, t_2)[2] - lambda_1) / h
-    slope = (x_2 - x_1) / r
+    t_prev2, x_0_prev2 = past[-2]
+    r = (marginal(scheduler, t_prev2)[2] - lambda_prev) / h
+    slope = (x_0_prev2 - x_0_prev) / r
     b = (D - slope) / (1 - r)
     a = D - b
     w_1 = 1 + B / h
@@ -99,7 +102,7 @@ def unipc_correction(scheduler: Scheduler, x_0: Tensor, t: int, past: Past) -> T
 
 def unipc_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_next: int, past: Past = ()) -> Tensor:
     """One step of UniPC of order 2 with B_2(h) = e^h - 1 ("bh2"): correct x_t by UniC, then go on by UniP, which at
-    this order and with this B is DPM-Solver++(2M)'s step. Arguments as of dpmpp_step; the last two of past count."""
+    this order and with this B is DPM-Solver++(2M)'s step. Arguments as in dpmpp_step; the last two of past count."""
     if past:
         latents = latents + unipc_correction(scheduler, x_0, t, past)
     return dpmpp_step(scheduler, latents, x_0, t, t_next, past)
@@ -107,7 +110,7 @@ def unipc_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_nex
 
 @dataclass(frozen=True)
 class Sampler:
-    """A row of SAMPLERS."""
+    """How to run a sampler."""
 
     step: Callable[..., Tensor]  # (scheduler, latents, x_0, t, t_next, noise or past) -> latents at t_next
     spacing: str  # of Scheduler.sampling_timesteps: the one with which diffusers runs SD 1.5's files

@@ -4,7 +4,9 @@
     sample      source images and pose maps -> images (tensors)
     denoise     Conditions -> images, optionally with a part of another image kept (Sec. 4.6)
 
-Letters in shapes: B samples, S source images, R branches of Eq. 7 whose weight is not 0, Q prompt tokens of width D,
+Images are tensors in [-1, 1], of the model's square; pictures are PIL images, of any size.
+
+Letters in shapes: B samples, S source images, R branches of Eq. 7 whose weight is not 0, L prompt tokens of width P,
 C latent channels, h x w positions of the latents.
 """
 
@@ -49,7 +51,7 @@ class SamplingConfig:
     sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS
     pose_scale: float = 2.0  # w_pose of Eq. 7
     appearance_scale: float = 2.0  # w_app of Eq. 7
-    # The timesteps (lowest, highest) at which Eq. 7 is used; at others the fully conditional branch stands alone.
+    # The timesteps (lowest, highest) at which Eq. 7 applies; at others only the fully conditional branch is used.
     guidance_interval: tuple[float, float] = (0, math.inf)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class SamplingConfig:
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
 
     def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
-        """Raise UserError, about the option of this name, if the model's schedule has too few timesteps."""
+        """Raise UserError if steps exceed the schedule; name: of the option to blame."""
         most = config.scheduler.num_timesteps - 1
         if self.steps > most:
             raise UserError(f"{name} must be within 1 .. {most}, found {self.steps}")
@@ -90,7 +92,8 @@ class Reference:
         return torch.where(self.mask, latents, kept)
 
     def start(self, scheduler: Scheduler, noise: Tensor, t: int) -> Tensor:
-        """noise (B, C, h, w) -> z_t to start from: the noise inside the mask; z_ref,t of Eq. 1, with it, outside."""
+        """noise (B, C, h, w) -> the initial z_t: the noise inside the mask, the reference noised to t (same noise)
+        outside."""
         return self.paste(noise, scheduler.add_noise(self.latents, noise, torch.tensor([t], device=noise.device)))
 
     def keep(self, scheduler: Scheduler, latents: Tensor, noise_pred: Tensor, t: int) -> Tensor:
@@ -103,11 +106,11 @@ def guidance(
 ) -> tuple[list[float], Conditions]:
     """Eq. 7 as a weighted sum over three branches; those of weight 0 are left out.
 
-        eps_t =     (1 - w_pose) eps(z_t, t, 0,   0)
-            + (w_pose - w_app) eps(z_t, t, 0,   x_tp)
+        eps_t =     (1 - w_pose) eps(z_t, t, ∅,   ∅)
+            + (w_pose - w_app) eps(z_t, t, ∅,   x_tp)
             +            w_app eps(z_t, t, x_s, x_tp)
 
-    conditions of B samples, null_prompt (1, Q, D) -> R weights, and the R branches, one after the other: R * B samples.
+    conditions of B samples, null_prompt (1, L, P) -> R weights, and the R branches, one after the other: R * B samples.
     At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal scales that branch counts, and no
     recipe trains it (CFLD.drop).
     """
@@ -122,7 +125,7 @@ def guidance(
 
 def guided_noise(model: CFLD, latents: Tensor, t: int, weights: list[float], branches: Conditions) -> Tensor:
     """z_t (B, C, h, w), R weights and branches as guidance gives them -> eps_t of Eq. 7 (B, C, h, w) in float32."""
-    repeated = torch.cat([latents.to(model.unet.conv_in.weight)] * len(weights))
+    repeated = torch.cat([latents.to(model.device, model.dtype)] * len(weights))
     timesteps = torch.full((len(repeated),), t, device=repeated.device)
     noise_pred = model(repeated, timesteps, branches).float().chunk(len(weights))
     first, *rest = (weight * eps for weight, eps in zip(weights, noise_pred, strict=True))
@@ -182,14 +185,15 @@ def denoise(
     timesteps = scheduler.sampling_timesteps(config.steps, sampler.spacing)
     guided = guidance(conditions, model.null_prompt, config.pose_scale, config.appearance_scale)
     lowest, highest = config.guidance_interval
-    side, device = model.config.image_size // vae.config.factor, model.null_prompt.device
+    side, device = model.config.image_size // vae.config.factor, model.device
     shape = (len(conditions), model.config.unet.latent_channels, side, side)
 
     latents = draw_noise(shape, generator, device)
     if reference is not None:
         latents = reference.start(scheduler, latents, timesteps[0])
     past: Past = []
-    steps = tqdm(list(pairwise([*timesteps, -1])), desc="sampling", unit="step", disable=not progress)
+    pairs = list(pairwise([*timesteps, -1]))  # t_next = -1: clean latents
+    steps = tqdm(pairs, desc="sampling", unit="step", disable=not progress)
     for i, (t, t_next) in enumerate(steps):
         # Guided noise: Eq. 7.
         weights, branches = guided if lowest <= t <= highest else ([1.0], conditions)
@@ -227,24 +231,23 @@ def sample(
 
     source_images (S, 3, 256, 256) in [-1, 1]
     poses (B, 21, 256, 256) in [0, 1], B a multiple of S: image i shows source i mod S
-    generator, progress, on_step: as of denoise
+    generator, progress, on_step: as in denoise
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     """
-    weight = model.unet.conv_in.weight
-    conditions = model.condition(source_images.to(weight), poses.to(weight))
+    place = model.device, model.dtype
+    conditions = model.condition(source_images.to(*place), poses.to(*place))
     return denoise(model, vae, conditions, config, generator=generator, progress=progress, on_step=on_step)
 
 
 def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
     """A photo -> source image (1, 3, 256, 256) in [-1, 1], in the model's dtype and on its device."""
-    return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.unet.conv_in.weight)
+    return to_range(to_square(fitted(photo), model.config.source_size)[None]).to(model.device, model.dtype)
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
     """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device."""
-    weight = model.unet.conv_in.weight
-    joints = torch.as_tensor(keypoints, dtype=torch.float32, device=weight.device)
-    return pose_maps(joints, model.config.adapter.pose_size).to(weight)
+    joints = torch.as_tensor(keypoints, dtype=torch.float32, device=model.device)
+    return pose_maps(joints, model.config.adapter.pose_size).to(model.dtype)
 
 
 def default_size(image_size: int) -> tuple[int, int]:
@@ -266,11 +269,12 @@ def generate(
 ) -> list[Image.Image]:
     """Generate the person of a photo in other poses.
 
-    photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to 11:16
+    photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to
+        11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
-    progress, on_step: as of denoise
+    progress, on_step: as in denoise
     -> B pictures
     Raises UserError if keypoints have another shape or are not finite.
     """

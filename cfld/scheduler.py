@@ -22,12 +22,10 @@ class SchedulerConfig:
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction_type: str = (
-        "epsilon"  # what the UNet predicts; v_prediction: v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0
-    )
-    zero_terminal_snr: bool = (
-        False  # whether the last timestep is pure noise; in SD 1.5 it still holds 7 % of the image
-    )
+    # What the UNet predicts: epsilon, the noise; or v_prediction, v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0.
+    prediction_type: str = "epsilon"
+    # Whether the last timestep is pure noise; in SD 1.5 it still holds 7 % of the image.
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -56,15 +54,10 @@ def alpha_bars(config: SchedulerConfig, device: torch.device) -> Tensor:
 
 
 class Scheduler:
-    """The schedule of a model, as model.scheduler. It holds its config alone: no tensor, no state."""
+    """The schedule of a model, as model.scheduler. It holds only its config: no tensor, no state."""
 
     def __init__(self, config: SchedulerConfig = SchedulerConfig()):
         self.config = config
-
-    @property
-    def alpha_bars(self) -> Tensor:
-        """abar_t of all timesteps, (T,) in float32 on the CPU."""
-        return alpha_bars(self.config, torch.device("cpu"))
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on the device of the timesteps."""
@@ -72,7 +65,7 @@ class Scheduler:
 
     def alpha_bar_at(self, t: int) -> float:
         """abar_t of one timestep; 1 for t = -1, the clean latents."""
-        return self.alpha_bars[t].double().item() if t >= 0 else 1.0
+        return alpha_bars(self.config, torch.device("cpu"))[t].double().item() if t >= 0 else 1.0
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Eq. 1: z_0 and eps (B, C, h, w), timesteps (B,) -> z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps."""
@@ -103,8 +96,8 @@ class Scheduler:
         """The timesteps of sampling in order, noisiest first, as diffusers spaces them.
 
         spacing: "leading", from below T - 1 down to 1 (50 steps: 981, 961, ..., 21, 1), or "linspace", from T - 1 down
-            to above 0 (50 steps: 999, 979, ..., 40, 20). "leading" starts near T - 1 only with 10 steps or more whose
-            number nearly divides T: 400 steps start at 799.
+            to above 0 (50 steps: 999, 979, ..., 40, 20). "leading" starts near T - 1 only if steps >= 10 nearly
+            divides T (400 steps start at 799).
         Raises ValueError unless 1 <= steps < T.
         """
         T = self.config.num_timesteps

@@ -7,7 +7,7 @@ adds to it in three places:
     query bias k is added to the queries of the k-th cross-attention of the up path (Eq. 4, Fig. 2c).
 
 Letters in shapes: B samples, C channels, H x W positions, N = H * W tokens, D their width, E width of the time
-embedding, L prompt tokens of width P.
+embedding, L prompt tokens of width P; as in cfld/model.py.
 """
 
 import math
@@ -75,7 +75,7 @@ class Attention(nn.Module):
     Q = W_q F_h,  K = W_k F_d^out,  V = W_v F_d^out,  F_o = softmax((Q + B) K^T / sqrt(d)) V
     """
 
-    attend = staticmethod(F.scaled_dot_product_attention)  # cfld.training.attention may set another for a CPU
+    attend = staticmethod(F.scaled_dot_product_attention)  # an attribute: training/attention.py replaces it on CPUs
 
     def __init__(self, width: int, num_heads: int, context_width: int | None = None):
         super().__init__()
@@ -284,7 +284,7 @@ class UNet(nn.Module):
         pose_features: Sequence[Tensor] | None = None,
         query_biases: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in z_t, or its velocity v where SchedulerConfig.prediction_type says so.
+        """Predict the noise in z_t (or v, see scheduler.prediction_type).
 
         latents: z_t (B, 4, h, w), h and w multiples of 8
         timesteps (B,): integers in [0, 999]; or (1,), one for all samples
@@ -293,7 +293,7 @@ class UNet(nn.Module):
         query_biases: nine of (B, N, C) in execution order, three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or
             None: no biases
         -> noise_pred (B, 4, h, w)
-        Raises ValueError if the inputs do not fit the config.
+        Raises ValueError if sizes, widths or counts do not fit.
         """
         self.check_shapes(latents, prompt, pose_features, query_biases)
 
@@ -303,9 +303,9 @@ class UNet(nn.Module):
 
         # Encoder
         skips = [x]
-        poses: list[Tensor | None] = [*pose_features, None] if pose_features is not None else [None] * len(self.down)
-        for down, pose in zip(self.down, poses, strict=True):
-            x, level_skips = down(x, time_emb, prompt, pose)
+        features: list[Tensor | None] = [None] * len(self.down) if pose_features is None else [*pose_features, None]
+        for down, pose_feature in zip(self.down, features, strict=True):
+            x, level_skips = down(x, time_emb, prompt, pose_feature)
             skips += level_skips
         x = self.mid(x, time_emb, prompt)
 
@@ -324,7 +324,7 @@ class UNet(nn.Module):
         pose_features: Sequence[Tensor] | None,
         query_biases: Sequence[Tensor] | None,
     ) -> None:
-        """Raise ValueError unless the inputs fit the config."""
+        """Raise ValueError unless sizes, widths and counts fit."""
         attended, halvings = len(self.config.channels) - 1, 2 ** (len(self.config.channels) - 1)
         biases = attended * (self.config.depth + 1)
         height, width = latents.shape[-2:]

@@ -565,5 +565,5 @@ def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
     different = {name.split(".")[0] for name, x in shared.items() if not torch.equal(ours_state[name], x)}
     assert different <= ({"hga"} if row == "B1" else set())
     fails(cfld.convert.__main__.main, "export", "--to", "official", tmp_path / row, tmp_path / "out",
-          words=["the whole method alone", "--to diffusers"])  # fmt: skip
+          words=["only the full model", "--to diffusers"])  # fmt: skip
     assert cfld.convert.__main__.main(["export", "--to", "diffusers", str(tmp_path / row), str(tmp_path / "out")]) == 0

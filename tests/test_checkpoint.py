@@ -1,5 +1,6 @@
 """Checkpoints and resuming: what is written, what is read, and what is refused."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,16 +8,19 @@ import shutil
 import stat
 from pathlib import Path
 
+import pytest
 import torch
-from conftest import micro_model
+from conftest import MICRO, micro_model
+from run_folders import assert_same, logged, weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import cfld.train as train_module
 from cfld import save
+from cfld.baselines import to_dict
 from cfld.convert.__main__ import main as convert
 from cfld.train import main
-from runs import assert_same, logged, weights
+from cfld.training.checkpoint import State
 
 
 def test_a_checkpoint_holds_what_trains_and_the_hash_of_what_does_not(whole: Path) -> None:
@@ -225,3 +229,35 @@ def test_what_a_killed_save_has_left_is_removed_and_nothing_else(whole: Path, tm
     assert main(["--out", str(folder), "--resume"]) == 0
     assert all(path.exists() for path in mine)
     assert not any(path.exists() for path in left) and not left[-1].parent.exists()
+
+
+def test_an_error_under_the_ema_weights_leaves_the_weights_as_they_were() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    state = State.begin({"w": weight}, MICRO, "", 1e-3, ema=True, scaled=False)
+    state.ema["w"].fill_(7)
+    with pytest.raises(RuntimeError), state.ema_weights():
+        assert weight.tolist() == [7, 7, 7]
+        raise RuntimeError
+    assert weight.tolist() == [1, 1, 1] and weight.requires_grad
+
+
+@pytest.mark.parametrize("options", [["--stage", "base"], ["--ablation", "B1"]], ids=["base", "B1"])
+def test_frozen_weights_that_no_file_holds_may_be_others_on_resume(
+    options: list[str], micro_folder: Path, fashion: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """As with another version of torch, whose generators draw other numbers: nothing reads these weights."""
+    config, parts = tmp_path / "all.json", tmp_path / "parts"
+    config.write_text(json.dumps(to_dict(dataclasses.replace(MICRO, unet_trainable="all"))))
+    parts.mkdir()
+    shutil.copy(micro_folder / "vae.safetensors", parts)
+    shutil.copy(config, parts / "config.json")
+    data = "people:2x2@7" if "base" in options else fashion
+    argv = ["--config", config, "--init", parts, "--data", data, "--batch", 2, "--steps", 2, "--save-every", 1]
+    argv += ["--sample-every", 0, "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run", *options]
+    assert train_module.main([str(a) for a in argv]) == 0
+    (tmp_path / "run" / "checkpoints" / "step_00000002.safetensors").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seed(number + 1))
+    assert train_module.main(["--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -339,7 +339,7 @@ def test_mistakes_at_the_command_line_are_one_line(public, tmp_path: Path, fails
         words=["none.safetensors", "no such file"],
     )
     wide = ["--unet", public["unet"], "--vae", public["vae"], "--swin", public["swin"], "--out", tmp_path / "out"]
-    fails(main, "init", *wide, words=["vae.safetensors", "another shape", "--config"])
+    fails(main, "init", *wide, words=["vae.safetensors", "another shape", "config.json"])
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     fails(main, "init", "--unet", public["unet"], "--vae", public["vae"], *rest, words=["already exists"])

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from references import relative_error
+from run_folders import ONE_THREAD, logged, weights
 
-from runs import ONE_THREAD, logged, weights
 
-
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_train_as_one(run, fashion: Path, micro_folder: Path, tmp_path: Path, accumulate: int) -> None:
     steps = ["--steps", "4", "--ema", "0.9", "--clip", "1", "--accumulate", str(accumulate)]
     alone = run(f"alone{accumulate}", *steps)

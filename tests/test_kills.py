@@ -65,7 +65,7 @@ def live(argv: list[str], log: Path, out: Path, seconds: float, writes: float) -
     return process.exitcode
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 @pytest.mark.parametrize(
     ("kills", "steps"), [(3, 3), pytest.param(200, 6, marks=pytest.mark.slow)], ids=["thrice", "200 times"]
 )

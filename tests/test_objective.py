@@ -27,7 +27,7 @@ def test_the_loss_is_the_mean_of_equations_3_and_5_over_all_rows(batch: Batch) -
         latents = 0.18215 * (mean + (0.5 * logvar).exp() * noise.vae_noise[row])
         t = min(int((1 - float(noise.timesteps[row]) ** 3) * 1000), 999)
         assert t == timesteps[row]
-        abar = Scheduler().alpha_bars[t]
+        abar = Scheduler().alpha_bar(torch.tensor([t]))
         noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise.noise[row]
         source = to_range(batch.source_images[pair][None])
         conditions = model.condition(

@@ -532,7 +532,7 @@ def compute_schedule(ours: Ours) -> Numbers:
     scheduler, zero, one = Scheduler(), torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
     options = TrainConfig(recipe="released", lr=1e-4, warmup=8, decay_at=0.4)
     numbers = {
-        "alpha_bars": scheduler.alpha_bars,
+        "alpha_bars": scheduler.alpha_bar(torch.arange(1000)).flatten(),
         "cubic_timesteps": scheduler.cubic_timesteps(STORED["input/cubic_draws"]),
         "add_noise": scheduler.add_noise(
             normal_input("misc.add_noise_x0", 3, 1, 2, 2),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MICRO, micro_model
+from run_folders import assert_same, weights
 from safetensors.torch import load_file
 
 from cfld.baselines import to_dict
@@ -15,7 +16,6 @@ from cfld.folder import load
 from cfld.people.__main__ import main as draw_people
 from cfld.train import main
 from cfld.training.pretrain import standardise, whiten
-from runs import assert_same, weights
 
 
 def test_the_vae_stage_makes_a_folder_that_the_next_stage_starts_from(run, tmp_path: Path) -> None:

@@ -20,16 +20,18 @@ from lpips_weights import main as write_weights
 from PIL import Image
 
 from cfld import people, sample
+from cfld.convert.fetch import FILES, FOLDER
 from cfld.data.__main__ import main as data_main
 from cfld.edit.__main__ import main as edit_main
 from cfld.evaluate.lpips import LPIPS, load_lpips
 from cfld.evaluate.weights import ALEXNET, LPIPS_HEADS
 from cfld.folder import bundled
 from cfld.photos.__main__ import main as preview_main
-from cfld.photos.estimator import Person, search
+from cfld.photos.estimator import DETECTOR, LANDMARKS, MODELS, Person, search
 from cfld.photos.keypoints import joints_from, keypoints_from, read_joints
 from cfld.photos.layouts import LAYOUTS, choose
 from cfld.tools.cli import UserError
+from cfld.tools.files import sha256
 from cfld.train import main as train_main
 
 pytestmark = pytest.mark.real
@@ -119,6 +121,7 @@ def test_the_heads_are_read_from_the_old_file_that_was_saved_on_a_gpu(weights: P
     content = public.read_bytes()
     assert content[:2] != b"PK" and b"cuda:0" in content  # no zip archive, as torch writes since 1.6
     assert (weights / LPIPS_HEADS).read_bytes() == content
+    assert sha256(public) == FILES["metrics"][1].sha256
     assert all((head >= 0).all() and head.max() > 0.1 and head.device.type == "cpu" for head in ours.heads)
 
 
@@ -221,6 +224,13 @@ def test_joints_are_openposes_on_a_man_who_balances() -> None:
 
 def openpose_file(camera: int, number: int) -> Path:
     return ROOT / f"older/Pose2Sim/Demo/pose/cam{camera}_json/cam0{camera}.{number:04d}.json"
+
+
+def test_the_networks_are_those_that_fetch_downloads() -> None:
+    for file in FILES["pose"]:
+        path = ROOT / "pose" / Path(file.path).name
+        assert (path.stat().st_size, sha256(path)) == (file.size, file.sha256)
+    assert {Path(MODELS) / name for name in (DETECTOR, LANDMARKS)} == {FOLDER / file.path for file in FILES["pose"]}
 
 
 def test_two_synthetic_people_in_one_photo_are_found(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import MICRO, micro_model
 from PIL import Image
+from run_folders import assert_same, logged, weights
 from safetensors import safe_open
 
 import cfld.train as train_module
@@ -29,8 +31,8 @@ from cfld.train import NO_STEP, learning_rate, main
 from cfld.training.checkpoint import State
 from cfld.training.memory import checkpoint_activations
 from cfld.training.options import TrainConfig
+from cfld.training.run_folder import Meter
 from cfld.training.stages import Stage
-from runs import assert_same, logged, weights
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(run, monkeypatch) -> None:
@@ -416,6 +418,13 @@ def test_a_run_that_was_begun_with_former_names_of_options_goes_on(whole: Path, 
     fails(main, "--out", tmp_path / "run", "--resume", words=["--noise-offset 0.1", "does not have"])
 
 
+def test_former_spellings_say_the_present_ones(fails) -> None:
+    fails(main, "--plot", "runs/x", words=["--plot is now", "python -m cfld.tools.plot RUN"])
+    fails(main, "--checkpointing=all", words=["--activation-checkpointing"])
+    done = subprocess.run([sys.executable, "-m", "cfld.preview", "photo.jpg"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: python -m cfld.preview is now python -m cfld.photos\n"
+
+
 def test_finetuning_takes_the_architecture_of_the_folder(run, argv, micro_folder: Path, tmp_path: Path, fails) -> None:
     common = ["--finetune", micro_folder, "--batch", 4, "--device", "cpu", "--steps", 1, "--sample-every", 0]
     data = argv("x")[argv("x").index("--data") + 1]
@@ -442,3 +451,33 @@ def test_tensorboard_gets_the_log_if_it_is_installed(run, monkeypatch) -> None:
     loss = logged(folder)[0]["loss"]
     assert seen[0] == ("tensorboard", 1)
     assert any(name == "loss" and value == pytest.approx(loss, 1e-5) and step == 1 for name, value, step in seen[1:])
+
+
+def test_a_step_waits_for_the_device_once_however_many_micro_batches_it_has(run, monkeypatch) -> None:
+    waits: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+
+        def wait(tensor: torch.Tensor, name=name, real=getattr(torch.Tensor, name)):
+            if tensor.is_floating_point():
+                waits.append(name)
+            return real(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    counts = []
+    for steps, accumulate in ((1, 1), (3, 1), (3, 4)):
+        waits.clear()
+        run(f"waits {steps} {accumulate}", "--steps", steps, "--accumulate", accumulate, "--save-every", 0)
+        counts.append(len(waits))
+    one, three, accumulated = counts
+    assert three - one == 2 and accumulated == three
+
+
+def test_the_speed_counts_steps_and_nothing_between_them(monkeypatch) -> None:
+    times = iter([0.0, 2.0, 10.0, 13.0])  # begin, end of step 1, begin again after a validation, end of step 2
+    monkeypatch.setattr("cfld.training.run_folder.time.perf_counter", lambda: next(times))
+    meter = Meter(samples_per_step=10)
+    meter.add(0.5)
+    meter.restart()
+    meter.add(0.25)
+    assert meter.read() == {"loss": 0.375, "samples/s": 4.0}
+    assert meter.losses == [] and meter.seconds == 0

@@ -8,7 +8,7 @@
 
 docs/ablations.md says how the paper is read where it is silent.
 
-Letters in shapes: B images, C channels of f_4, h x w its positions, Q prompt tokens, D their width.
+Letters in shapes: B images, C channels of f_4, h x w its positions, L prompt tokens of width P.
 """
 
 from dataclasses import dataclass, field, replace
@@ -68,9 +68,9 @@ class MultiScaleAttention(Attention):
         self.to_out = attention.to_out
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, query_bias: Tensor | None = None) -> Tensor:
-        """tokens (B, N, C), context (B, Q, D): the prompt, query_bias (B, Q, D) or None: features -> (B, N, C).
+        """tokens (B, N, C), context (B, L, P): the prompt, query_bias (B, L, P) or None: features -> (B, N, C).
 
-        As in the official code, features are added to a prompt of zeros alone: a sample with the unconditional prompt
+        As in the official code, features are added only to a prompt of zeros: a sample with the unconditional prompt
         attends to that, even where --recipe released keeps its features.
         """
         if context is not None and query_bias is not None:
@@ -80,7 +80,7 @@ class MultiScaleAttention(Attention):
 
 
 class B1(CFLD):
-    """Multi-scale features as prompt, without H_D. In its Conditions query_biases are nine of (B, Q, D)."""
+    """Multi-scale features as prompt, without H_D. In its Conditions query_biases are nine of (B, L, P)."""
 
     def __init__(self, config: B1Config = B1Config(), **pretrained: Any):
         super().__init__(config, **pretrained)
@@ -93,7 +93,7 @@ class B1(CFLD):
         self.freeze()
 
     def freeze(self) -> None:
-        """As CFLD's; also what computes f_4 alone, which nothing reads."""
+        """As CFLD's; also freezes what only f_4 needs, since nothing reads f_4."""
         super().freeze()
         for modules in (self.source_encoder.stages, self.source_encoder.merges):
             modules[-1].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""CLIP's image encoder, ViT-L/14, for baseline B2 alone (Table 3; Radford et al., 2021; Dosovitskiy et al., 2021).
+"""CLIP's image encoder, ViT-L/14, for baseline B2 only (Table 3; Radford et al., 2021; Dosovitskiy et al., 2021).
 
 A photo becomes one vector, the "pooled output" of CLIP before its projection to the space that it shares with text.
 

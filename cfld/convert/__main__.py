@@ -1,11 +1,12 @@
 """Make model folders from public weights, and write them for other code.
 
-    python -m cfld.convert init --unet F --vae F --swin F --out DIR       a model folder to train from
-    python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin F --out DIR
-    python -m cfld.convert init --ablation B2 --unet F --vae F --clip F --out DIR     for a baseline of Table 3
-    python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae F --out DIR
-    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training in progress
-    python -m cfld.convert export --to official|diffusers DIR OUT         for other code
+    python -m cfld.convert fetch sd15 swin                                        download files, which init finds
+    python -m cfld.convert init --unet UNET --vae VAE --swin SWIN --out DIR       a model folder to train from
+    python -m cfld.convert init --sd v1-5-pruned-emaonly.safetensors --swin SWIN --out DIR
+    python -m cfld.convert init --ablation B2 --unet UNET --vae VAE --clip CLIP --out DIR     a baseline of Table 3
+    python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae VAE --out DIR
+    python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training run in progress
+    python -m cfld.convert export --to official|diffusers DIR OUT                     for other code
 
 Nothing is skipped silently: a tensor that is missing, unexpected or of another shape is an error, and what is dropped
 on purpose is logged with its reason. weights/README.md says where the files come from.
@@ -14,6 +15,7 @@ on purpose is logged with its reason. weights/README.md says where the files com
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,11 +24,15 @@ from torch import nn
 from cfld.baselines import ABLATIONS, ablation, build, read_config
 from cfld.baselines.b1_to_b5 import B2Config
 from cfld.config import SD15
+from cfld.convert.cards import export_card, init_card, official_card
 from cfld.convert.export import export_diffusers, export_official
+from cfld.convert.fetch import FOLDER, add_fetch, fetch, use_fetched
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
+from cfld.tools.card import training_card
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
-from cfld.tools.files import atomic
+from cfld.tools.files import atomic, write_text
+from cfld.training.options import checked_options, saved_options
 from cfld.training.stages import checkpoint_model
 
 
@@ -38,7 +44,8 @@ def init(options: argparse.Namespace) -> None:
     unet_path, vae_path = options.unet or options.sd, options.vae or options.sd
     if unet_path is None or vae_path is None:
         raise UserError(
-            "a UNet and a VAE are needed: give --unet and --vae, or --sd for the single file that holds both"
+            "a UNet and a VAE are needed: give --unet and --vae, or --sd for the single file that holds both; or "
+            "get them by python -m cfld.convert fetch sd15"
         )
     of_clip = isinstance(config, B2Config)
     needed, other = ("clip", "swin") if of_clip else ("swin", "clip")
@@ -54,18 +61,23 @@ def init(options: argparse.Namespace) -> None:
     else:
         source_encoder = load_swin(options.swin, config.swin)
     torch.manual_seed(options.seed)
-    save(options.out, build(config, unet=unet, source_encoder=source_encoder), vae)
+    model = build(config, unet=unet, source_encoder=source_encoder)
+    save(options.out, model, vae, card=init_card(options, config.image_size, options.words))
 
 
 def official(options: argparse.Namespace) -> None:
     """The authors' checkpoint."""
     config = read_config(options.config) if options.config else SD15
-    save(options.out, load_official(options.model, options.unet, config), load_vae(options.vae, config.vae))
+    model, vae = load_official(options.model, options.unet, config), load_vae(options.vae, config.vae)
+    save(options.out, model, vae, card=official_card(options, config.image_size, options.words))
 
 
 def checkpoint(options: argparse.Namespace) -> None:
-    """What a training has learnt so far (its EMA weights, if it has any), with the frozen rest of --init."""
-    save(options.out, *checkpoint_model(options.checkpoint))
+    """What a training run has learnt so far (its EMA weights, if it has any), with the frozen rest of --init."""
+    model, vae = checkpoint_model(options.checkpoint)
+    run = Path(options.checkpoint).absolute().parent.parent
+    card = training_card(checked_options(saved_options(run), run), model.config.image_size)
+    save(options.out, model, vae, card=card)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -77,52 +89,56 @@ def export(options: argparse.Namespace) -> None:
             export_official(model, temporary)
         else:
             export_diffusers(model, vae, temporary)
+        write_text(temporary / "README.md", export_card(options, model.config.image_size, options.words))
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.convert", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="init | official | checkpoint | export")
+    commands = parser.add_subparsers(required=True, metavar="fetch | init | official | checkpoint | export")
     config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
-    sub = commands.add_parser("init", help="a model folder to train from", formatter_class=HelpFormatter)
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made.set_defaults(run=run)
+        return made
+
+    sub = add("init", init, "Make a model folder to train from.")
     sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
     sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse")
-    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors instead of the two")
+    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
     sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
     sub.add_argument("--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors")
     sub.add_argument("--ablation", choices=ABLATIONS, help="a baseline of Table 3 instead of the full model")
-    sub.add_argument("--seed", type=parse_seed, default=0, help="of the weights that no file has")
-    sub.set_defaults(run=init)
+    sub.add_argument("--seed", type=parse_seed, default=0, help="of freshly initialised weights")
 
-    sub = commands.add_parser(
-        "official", help="a model folder from the authors' checkpoint", formatter_class=HelpFormatter
-    )
-    sub.add_argument("--model", metavar="FILE", required=True, help="pytorch_model.bin")
-    sub.add_argument("--unet", metavar="FILE", required=True, help="pytorch_model_1.bin")
-    sub.add_argument("--vae", metavar="FILE", required=True, help="SD 1.5's VAE")
-    sub.set_defaults(run=official)
+    sub = add("official", official, "Make a model folder from the authors' checkpoint.")
+    sub.add_argument("--model", metavar="FILE", help="pytorch_model.bin")
+    sub.add_argument("--unet", metavar="FILE", help="pytorch_model_1.bin")
+    sub.add_argument("--vae", metavar="FILE", help="SD 1.5's VAE")
     for sub in commands.choices.values():
+        sub.add_argument("--weights", type=Path, default=FOLDER, metavar="DIR", help="where fetch has put files")
         sub.add_argument("--config", metavar="FILE", help=config_help)
         sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
 
-    sub = commands.add_parser(
-        "checkpoint", help="a model folder from a checkpoint of cfld.train", formatter_class=HelpFormatter
-    )
+    sub = add("checkpoint", checkpoint, "Make a model folder from a checkpoint of cfld.train.")
     sub.add_argument("checkpoint", metavar="FILE", help="in RUN/checkpoints")
     sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
-    sub.set_defaults(run=checkpoint)
 
-    sub = commands.add_parser("export", help="a model folder's weights for other code", formatter_class=HelpFormatter)
-    sub.add_argument("--to", choices=("official", "diffusers"), required=True)
+    sub = add("export", export, "Write a model folder's weights for other code.")
+    sub.add_argument("--to", choices=("official", "diffusers"), required=True, help="whose names to use")
     sub.add_argument("folder", metavar="DIR", help="a model folder")
     sub.add_argument("out", metavar="OUT", help="the folder to make")
-    sub.set_defaults(run=export)
 
+    add_fetch(commands)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.run is fetch:
+        return fetch(options)
     if Path(options.out).exists():
         raise UserError(f"{options.out} already exists: choose another --out or remove it first")
+    use_fetched(options)
+    options.words = ["python", "-m", "cfld.convert", *(sys.argv[1:] if argv is None else argv)]
     options.run(options)
     print(f"wrote {options.out}")
 

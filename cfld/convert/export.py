@@ -27,7 +27,7 @@ def export_official(model: CFLD, folder: Path) -> None:
     """Write the two files of the official checkpoint, as safetensors. Raises UserError for a baseline of Table 3."""
     if type(model) is not CFLD:
         raise UserError(
-            f"the official layout is of the whole method alone, found baseline {type(model).__name__}; "
+            f"the official layout has only the full model, found baseline {type(model).__name__}; "
             f"--to diffusers writes the UNet and the VAE of any model"
         )
     write_tensors(folder / "pytorch_model.safetensors", in_layout(model, layout_of("CFLD", "official CFLD")))
@@ -58,10 +58,24 @@ VAE_CONFIG: ConfigTable = {
     "norm_num_groups":     lambda c: c.vae.groups,
     "scaling_factor":      lambda c: c.vae.scale,
 }  # fmt: skip
+SCHEDULER_CONFIG: ConfigTable = {  # of which DDPMScheduler and DDIMScheduler take our steps
+    "_class_name":            lambda c: "DDPMScheduler",
+    "num_train_timesteps":    lambda c: c.scheduler.num_timesteps,
+    "beta_start":             lambda c: c.scheduler.beta_start,
+    "beta_end":               lambda c: c.scheduler.beta_end,
+    "beta_schedule":          lambda c: "scaled_linear",
+    "prediction_type":        lambda c: c.scheduler.prediction_type,
+    "rescale_betas_zero_snr": lambda c: c.scheduler.zero_terminal_snr,
+    "timestep_spacing":       lambda c: "leading",
+    "steps_offset":           lambda c: 1,
+    "set_alpha_to_one":       lambda c: False,
+    "clip_sample":            lambda c: False,
+    "variance_type":          lambda c: "fixed_small",
+}  # fmt: skip
 
 
 def export_diffusers(model: CFLD, vae: VAE, folder: Path) -> None:
-    """Write unet/ and vae/ as diffusers' from_pretrained reads them."""
+    """Write unet/, vae/ and scheduler/ as diffusers' from_pretrained reads them."""
     parts: list[tuple[str, nn.Module, Layout, ConfigTable]] = [
         ("unet", model.unet, layout_of("UNet", "diffusers"), UNET_CONFIG),
         ("vae", vae, layout_of("VAE", "diffusers"), VAE_CONFIG),
@@ -70,3 +84,5 @@ def export_diffusers(model: CFLD, vae: VAE, folder: Path) -> None:
         path = folder / name / "diffusion_pytorch_model.safetensors"
         write_tensors(path, in_layout(module, layout), {"format": "pt"})
         write_json(folder / name / "config.json", {field: value(model.config) for field, value in table.items()})
+    scheduler = {field: value(model.config) for field, value in SCHEDULER_CONFIG.items()}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

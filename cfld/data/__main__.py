@@ -11,6 +11,7 @@ Wherever a command asks for such a folder, people:2000x4 stands for 2,000 synthe
 when they are needed (people:2000x4@500: from seed 500 on).
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,26 +19,34 @@ from cfld.data.deepfashion import prepare
 from cfld.data.encode import write_cache
 from cfld.data.own_photos import make_pairs
 from cfld.photos.keypoints import add_layout_option
-from cfld.tools.cli import PRECISIONS, command, command_parser, pick_device
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, HelpFormatter, command, command_parser, pick_device
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.data", __doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | pairs | cache")
-    sub = commands.add_parser("prepare", help="flatten and check a folder in DeepFashion's layout")
-    sub.add_argument("root", metavar="ROOT", type=Path)
-    sub = commands.add_parser("pairs", help="make lists, pairs and annotations of your own photos")
-    sub.add_argument("root", metavar="ROOT", type=Path)
+
+    def add(name: str, text: str, root: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made.add_argument("root", metavar="ROOT", type=Path, help=root)
+        return made
+
+    add(
+        "prepare",
+        "Flatten and check a folder in DeepFashion's layout.",
+        "folder with MEN, WOMEN, lists and annotations",
+    )
+    sub = add("pairs", "Make lists, pairs and annotations of your own photos.", "folder with PERSON/photo.jpg")
     sub.add_argument("--test-share", type=float, default=0.1, help="share of the people (the last) in the test split")
-    sub.add_argument("--min-confidence", type=float, default=0.0, help="joints of a lower score are missing")
+    sub.add_argument("--min-confidence", type=float, default=0.0, help="drop joints with a lower score")
     add_layout_option(sub)
-    sub = commands.add_parser("cache", help="encode every training photo once; continues an interrupted run")
-    sub.add_argument("root", metavar="ROOT", type=Path)
+    text = "Encode every training photo once; continues an interrupted run."
+    sub = add("cache", text, "folder that prepare or pairs made")
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: ROOT/cache)")
-    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of the VAE (default: bf16)")
-    sub.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    sub.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="of the VAE")
+    sub.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(argv)
     if options.command == "cache":
         out = options.out or options.root / "cache"

@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
     source_image: Tensor  # (3, S, S) uint8, for the source encoder
     source: Tensor  # for the VAE: (3, H, H) uint8, or from a cache its moments (2C, h, w) float16
-    target: Tensor  # likewise
+    target: Tensor  # the same
     source_keypoints: Tensor  # (18, 2) as (y, x) in the 256x176 frame, -1 = missing
     target_keypoints: Tensor
     attributes: Tensor | None = None  # (A,): cfld.people.attribute_vector, for --stage source and base

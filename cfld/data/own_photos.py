@@ -18,8 +18,8 @@ Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str | None = None) -> dict[str, int]:
-    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy beside it:
-    lists, all ordered pairs of each person's photos, annotations.
+    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to
+    it: lists, all ordered pairs of each person's photos, annotations.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
     min_confidence, layout: as cfld.photos.keypoints.joints_from takes them
@@ -110,11 +110,11 @@ def read_person(
 def own_photo(path: Path, target: Path, min_confidence: float, layout: str | None) -> np.ndarray:
     """Put a photo where training looks for it, upright and cropped as cfld.photos.crop.fit says.
 
-    Returns its keypoints (18, 2), from the .json or .npy file beside it. Raises UserError.
+    Returns its keypoints (18, 2), from the .json or .npy file next to it. Raises UserError.
     """
     file = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
     if file is None:
-        raise UserError(f"{path}: must have a file of joints beside it, {path.stem}.json or .npy")
+        raise UserError(f"{path}: must have a file of joints next to it, {path.stem}.json or .npy")
     photo = read_image(path, upright=True)
     joints = joints_on(photo, str(file), min_confidence=min_confidence, layout=layout)
     size = (photo.height, photo.width)

@@ -251,7 +251,9 @@ def main(argv: list[str] | None = None) -> None:
     edit = add("edit", run_edit, "Generate the clothes of a source in a masked part of a reference photo (Fig. 6a).")
     edit.add_argument("--source", required=True, metavar="PHOTO", help="photo whose clothes to generate")
     edit.add_argument("--reference", required=True, metavar="PHOTO", help="photo that is kept outside the mask")
-    edit.add_argument("--mask", required=True, metavar="FILE", help="of the reference's size, white where to generate")
+    edit.add_argument(
+        "--mask", required=True, metavar="FILE", help="image of the reference's size, white where to generate"
+    )
     edit.add_argument("--pose", required=True, metavar="FILE", help="pose of the person in the reference")
     edit.add_argument("--out", required=True, metavar="FILE", help="image to write")
 
@@ -285,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     attention.add_argument("--source", required=True, metavar="PHOTO", help="photo of a person")
     attention.add_argument("--pose", metavar="FILE", help="pose to generate, to show where each token acts in it")
     attention.add_argument(
-        "--people", type=int, default=24, help="synthetic people by whom the four queries of Fig. 7 are chosen"
+        "--people", type=int, default=24, help="synthetic people used to choose the four queries of Fig. 7"
     )
     attention.add_argument("--out", required=True, metavar="FILE", help="sheet to write")
 

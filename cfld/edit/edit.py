@@ -35,15 +35,15 @@ def edit(
     masks (1, 1, h, w) bool, of any size: m, True where to generate. Pixels and latent positions that the mask touches
         are generated as a whole
     poses (1, 21, 256, 256) in [0, 1]: the pose of the person in the reference
-    generator, progress: as of cfld.sampling.denoise
+    generator, progress: as in cfld.sampling.denoise
     -> images (1, 3, 512, 512) in [-1, 1]: generated inside the mask, the reference itself outside
     """
-    weight = model.unet.conv_in.weight
+    place = model.device, model.dtype
     pixels = F.adaptive_max_pool2d(masks.float(), reference_images.shape[-2:])
     with torch.no_grad():
         positions = F.max_pool2d(pixels, vae.config.factor)
-        reference = Reference(vae.encode(reference_images.to(weight)).float(), positions > 0)
-        conditions = model.condition(source_images.to(weight), poses.to(weight))
+        reference = Reference(vae.encode(reference_images.to(*place)).float(), positions > 0)
+        conditions = model.condition(source_images.to(*place), poses.to(*place))
     images = denoise(model, vae, conditions, config, generator=generator, reference=reference, progress=progress)
     return torch.where(pixels > 0, images, reference_images.to(images))
 
@@ -77,8 +77,8 @@ def generate_frames(
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """Generate frames that belong together: all from the same noise, at every step, so that they differ by their
-    conditions alone.
+    """Generate frames that belong together: all from the same noise, at every step, so that only their conditions
+    differ.
 
     parts: Conditions, a batch at a time
     -> images (b, 3, 512, 512) in [-1, 1], a batch at a time as well

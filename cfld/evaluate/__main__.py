@@ -54,7 +54,7 @@ from cfld.evaluate.protocol import (
 from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
 from cfld.samplers import SAMPLERS
-from cfld.tools.cli import PRECISIONS, UserError, command, command_parser
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, join
 from cfld.tools.tensors import read_safetensors
@@ -65,26 +65,32 @@ def parser() -> argparse.ArgumentParser:
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", type=Path, metavar="DIR", help="generate with this model folder")
     what.add_argument("--pred", type=Path, metavar="FOLDER", help="measure the images in a folder")
-    what.add_argument("--vae", type=Path, metavar="DIR", help="reconstruct the truths with this folder's VAE")
-    what.add_argument("--ground-truth", action="store_true", help="measure the truths themselves")
+    what.add_argument("--vae", type=Path, metavar="DIR", help="reconstruct the ground truth with this folder's VAE")
+    what.add_argument("--ground-truth", action="store_true", help="measure the ground truth itself")
     options.add_argument("--data", type=Path, metavar="ROOT", help="a folder that cfld.data prepared: its test pairs")
-    options.add_argument("--truth", type=Path, metavar="FOLDER", help="instead of --data, with --pred: truths by name")
+    options.add_argument(
+        "--truth", type=Path, metavar="FOLDER", help="instead of --data, with --pred: ground truth, by name"
+    )
     options.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write")
     options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the test, with --data")
     options.add_argument("--limit", type=int, metavar="N", help="only the first N pairs; the results say so")
-    options.add_argument("--name", help="name of the row (default: the folder's)")
+    options.add_argument("--name", help="name of the table row (default: the folder's)")
     options.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="the paper's is ddpm")
-    options.add_argument("--steps", type=int, default=50, help="of the sampler")
+    options.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler; the paper's is ddpm")
+    options.add_argument("--steps", type=int, default=50, help="sampling steps")
     options.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     options.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     options.add_argument("--seed", type=int, default=0, help="of the noise")
-    options.add_argument("--batch", type=int, default=8, help="images at a time; changes them by rounding alone")
-    options.add_argument("--precision", choices=PRECISIONS, help="of weights (default: fp32; --model on CUDA: bf16)")
-    options.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
-    options.add_argument("--timeout", type=float, default=30, help="minutes after which a lost process ends the others")
+    options.add_argument("--batch", type=int, default=8, help="images at a time; changes results only by rounding")
+    options.add_argument(
+        "--precision", choices=PRECISIONS, help="of the weights (default: fp32; --model on CUDA: bf16)"
+    )
+    options.add_argument("--device", help=DEVICE_HELP)
+    options.add_argument(
+        "--timeout", type=float, default=30, help="minutes to wait for another process before giving up"
+    )
     options.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep images")
     return options
 

@@ -1,4 +1,4 @@
-"""Figures 3 and 5: test pairs as rows of source, pose, truth, and each method's image with its number below.
+"""Figures 3 and 5: test pairs as rows of source, pose, ground truth, and each method's image with its number below.
 
     python -m cfld.evaluate figure --data ROOT --method CFLD=OUT/pictures --method PIDM=FOLDER --out figure.png
     python -m cfld.evaluate figure --data ROOT --method B1=DIR --method Ours=DIR --pairs 17 4 230 --out figure.png

@@ -62,7 +62,7 @@ def generate_missing(
 
 
 def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:
-    """A model's images; the noise of pair i depends on the seed and on i alone."""
+    """A model's images; the noise of pair i depends only on the seed and on i."""
     model, vae = load(folder, device, dtype, channels_last=True)
 
     def generate(indices: list[int], batch: Batch) -> Tensor:

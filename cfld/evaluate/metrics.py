@@ -103,12 +103,12 @@ def ssim(images: Tensor, truths: Tensor, protocol: str = "uniform51") -> Tensor:
 
 
 class FeatureStatistics:
-    """Mean and covariance of N features that come in batches or from several processes, without keeping them: Chan,
-    Golub and LeVeque's update in float64, on the CPU.
+    """Mean and covariance of N features that come in batches, without keeping them: Chan, Golub and LeVeque's update in
+    float64, on the CPU.
 
     width: D
-    label: what the features are of (network, size, resize kernel, ...). Sets of other labels are neither merged nor
-        read, since no number would show the mistake
+    label: what the features are of (network, size, resize kernel, ...). Sets of other labels are not read, since
+        no number would show the mistake
     """
 
     def __init__(self, width: int = 2048, label: str = ""):
@@ -130,24 +130,12 @@ class FeatureStatistics:
         if not x.isfinite().all():
             raise UserError("features must be finite, found NaN or infinity: check the weights and the images")
         if len(x):
-            mean = x.mean(dim=0)
-            self._add(len(x), mean)
+            mean, total = x.mean(dim=0), self.count + len(x)
+            shift = mean - self.mean
+            self.scatter.addr_(shift, shift, alpha=self.count * len(x) / total)
             self.scatter.addmm_((x - mean).T, x - mean)
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add the features that other statistics were made of. Raises UserError if the labels differ."""
-        if other.label != self.label:
-            raise UserError(f'sets must be of one kind, found "{self.label}" and "{other.label}": compute one again')
-        if other.count:
-            self._add(other.count, other.mean)
-            self.scatter += other.scatter
-
-    def _add(self, count: int, mean: Tensor) -> None:
-        """Add features by their number and mean; the caller adds their scatter about it."""
-        total, shift = self.count + count, mean - self.mean
-        self.scatter.addr_(shift, shift, alpha=self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
+            self.mean += shift * (len(x) / total)
+            self.count = total
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file atomically."""

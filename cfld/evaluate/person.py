@@ -1,6 +1,6 @@
 """Where the person is in an image: for metrics not inflated by plain backgrounds, and for trivial baselines.
 
-The region depends on the target's joints alone, so that it is the same for every method. All lengths are in units of T,
+The region depends only on the target's joints, so that it is the same for every method. All lengths are in units of T,
 the length of the person's torso from neck to hip in pixels. Each visible bone gives an estimate: its length, divided by
 its length where T is 1. T is the largest estimate, since foreshortening makes a bone shorter and never longer.
 

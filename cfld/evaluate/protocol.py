@@ -65,7 +65,7 @@ Method = Callable[[int, Case], Array]  # number of the case, the case -> the ima
 def read_picture(path: Path, size: tuple[int, int]) -> tuple[Array, str, bytes]:
     """Read an image file to measure -> the image, its pillow mode, the file's bytes.
 
-    Raises UserError, with the file's name alone, unless it is whole, of this size, and RGB holds it without loss.
+    Raises UserError, with only the file's name, unless it is whole, of this size, and RGB holds it without loss.
     """
     try:
         content = path.read_bytes()
@@ -208,7 +208,7 @@ class PairSet:
 
 
 class FolderSet:
-    """Two folders, their files paired by name without the ending, as cases that have a truth alone."""
+    """Two folders, their files paired by name without the ending, as cases that have only a truth."""
 
     columns = ("name",)
 
@@ -270,7 +270,7 @@ def copy_of_the_source(index: int, case: Case) -> Array:
 
 
 def empty_backdrop(index: int, case: Case) -> Array:
-    """A baseline: how much of a score the background alone earns."""
+    """A baseline: how much of a score the background earns without the person."""
     assert case.source is not None
     return np.broadcast_to(np.rint(backdrop(case.source)).astype(np.uint8), case.truth.shape).copy()
 
@@ -290,7 +290,10 @@ def baselines(cases: PairSet) -> dict[str, Method]:
 def missing_weights(folder: Path, metric: str) -> list[str]:
     """A line for each of a metric's public files that is not in the folder."""
     absent = [file for file in WEIGHTS[metric] if not (folder / file).is_file()]
-    return [f"{metric} is not measured: it needs {folder / file}, from {FOLDERS[file]}/{file}" for file in absent]
+    needs = f"{metric} is not measured: it needs"
+    return [
+        f"{needs} {folder / file}: python -m cfld.convert fetch metrics, or {FOLDERS[file]}/{file}" for file in absent
+    ]
 
 
 def load_network(folder: Path, metric: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The results of an evaluation: the table, beside the published rows of Table 2, and the files of numbers.
+"""The results of an evaluation: the table, next to the published rows of Table 2, and the files of numbers.
 
 Letters in shapes: N images of a method, R methods, M scores.
 """

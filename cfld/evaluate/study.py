@@ -5,7 +5,8 @@
 
 The page holds its images and no name of a method; study.key.json, which volunteers do not get, says what they saw.
 Part 1 shows 30 real and 30 generated images and asks of each which it is. A volunteer sees the images of one method;
-all methods' are of the same pairs. Part 2 shows the truth and asks which method's image matches it best. In percent:
+all methods' are of the same pairs. Part 2 shows the ground truth and asks which method's image matches it best. In
+percent:
 
     R2G   real images in part 1 that were taken for generated, by the volunteers who saw this method's images
     G2R   images of the method in part 1 that were taken for real
@@ -265,7 +266,8 @@ def parse_methods(texts: list[str]) -> dict[str, Path]:
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.evaluate study", __doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="build | score")
-    sub = commands.add_parser("build", help="make the page and its key", formatter_class=HelpFormatter)
+    text = "Make the page and its key."
+    sub = commands.add_parser("build", help=text, description=text, formatter_class=HelpFormatter)
     sub.add_argument("methods", nargs="+", metavar="NAME=DIR", help="a method and the folder of its images")
     sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page; FILE.key.json is the key")
@@ -273,7 +275,8 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--compared", type=int, default=30, help="questions in part 2")
     sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all images")
     sub.add_argument("--seed", type=parse_seed, default=0, help="of the choice of pairs, and of all orders")
-    sub = commands.add_parser("score", help="compute the numbers of Fig. 4 from answers", formatter_class=HelpFormatter)
+    text = "Compute the numbers of Fig. 4 from answers."
+    sub = commands.add_parser("score", help=text, description=text, formatter_class=HelpFormatter)
     sub.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
     sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the study's key")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the numbers; FILE.png is the figure")
@@ -283,21 +286,21 @@ def main(argv: list[str] | None = None) -> None:
     kind, other = {"build": (".html", ".key.json"), "score": (".json", ".png")}[options.command]
     if options.out.suffix != kind:
         raise UserError(f"--out must end in {kind}, found {options.out}")
-    beside = options.out.with_suffix(other)
-    for path in (options.out, beside):
+    next_to = options.out.with_suffix(other)
+    for path in (options.out, next_to):
         refuse_overwrite(path, options.force)
 
     if options.command == "build":
         methods = parse_methods(options.methods)
         page, key = build(options.data, methods, options.judged, options.compared, options.size, options.seed)
         write_text(options.out, page)
-        write_json(beside, key)
-        print(f"wrote {options.out} for the volunteers ({len(page) / 1e6:.1f} MB), and {beside} for you alone")
+        write_json(next_to, key)
+        print(f"wrote {options.out} for the volunteers ({len(page) / 1e6:.1f} MB), and {next_to} only for you")
         return
 
     key = read_json(options.key)
     if not isinstance(key, dict) or not {"study", "methods", "judged", "compared"} <= set(key):
-        raise UserError(f"{options.key}: must be the key that build wrote beside the page")
+        raise UserError(f"{options.key}: must be the key that build wrote next to the page")
     answers: dict[int, tuple[Path, Answers]] = {}
     for path in options.answers:
         volunteer, own = read_answers(path, key)
@@ -306,8 +309,8 @@ def main(argv: list[str] | None = None) -> None:
         answers[volunteer] = path, own
     scores = score([own for _, own in answers.values()], key["methods"])
     write_json(options.out, scores)
-    save_image(beside, draw_bars(scores))
-    print(f"{len(answers)} volunteers: wrote {options.out} and {beside}")
+    save_image(next_to, draw_bars(scores))
+    print(f"{len(answers)} volunteers: wrote {options.out} and {next_to}")
 
 
 if __name__ == "__main__":

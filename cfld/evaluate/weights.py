@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cfld.tools.cli import UserError
+from cfld.tools.sums import check_sums
 from cfld.tools.tensors import read_tensors
 
 INCEPTIONS = {"fid_pgpis": "inception_v3_google-0cc3c7bd.pth", "fid": "pt_inception-2015-12-05-6726825d.pth"}
@@ -20,9 +21,12 @@ FOLDERS = {  # where each file can be downloaded
 
 
 def read_public(path: str | Path, file: str) -> dict[str, Tensor]:
-    """The tensors of a public file. Raises UserError that says where to download it if it is not there."""
+    """The tensors of a public file. Raises UserError that says where to download it if it is not there, or if the
+    SHA256SUMS beside it lists another one."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; it must be {file}: download {FOLDERS[file]}/{file}")
+        command = "python -m cfld.convert fetch metrics"
+        raise UserError(f"{path}: no such file; it must be {file}: {command}, or download {FOLDERS[file]}/{file}")
+    check_sums(path)
     return read_tensors(path)
 
 

@@ -1,4 +1,4 @@
-"""Drawn people: clothed figures made from integers, with numpy and pillow alone.
+"""Synthetic people: clothed figures made from integers, with only numpy and pillow.
 
     person = identity(7)                                   who, in which clothes: an immutable description
     pose = sample_pose(np.random.default_rng(0))           how they stand, from where they are seen

@@ -5,7 +5,7 @@
 OUT/train_highres/, test_highres/               photos under DeepFashion's flattened names, split by identity
 OUT/masks_train/, masks_test/                   the part each pixel shows (cfld.people.PARTS); same names, .png
 OUT/train.lst, test.lst                         names of the photos
-OUT/fasion-resize-pairs-{train,test}.csv        all ordered pairs of photos of one identity (their spelling)
+OUT/fasion-resize-pairs-{train,test}.csv        all ordered pairs of photos of one identity (DeepFashion's spelling)
 OUT/fasion-resize-annotation-{train,test}.csv   keypoints in the 256x176 frame, -1 = hidden
 OUT/sheet.png                                   a few of the people
 OUT/people.json, records.jsonl                  the arguments, and what is finished: a killed run continues from it
@@ -23,7 +23,7 @@ from cfld.data.deepfashion import write_split
 from cfld.people import OWN_SEEDS, refuse_seeds
 from cfld.people.folder import Plan, Record, photograph_all
 from cfld.people.render import FRAME
-from cfld.tools.cli import HelpFormatter, UserError, command
+from cfld.tools.cli import UserError, command, command_parser
 from cfld.tools.files import alone_in, atomic, open_folder, remove_leftovers
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
@@ -82,11 +82,11 @@ def check(plan: Plan, workers: int, reserved: bool) -> None:
         try:
             refuse_seeds(plan.seeds[0], plan.seeds[-1], OWN_SEEDS)
         except ValueError as error:
-            raise UserError(f"{error}; --reserved-seeds allows them nevertheless") from None
+            raise UserError(f"{error}; --reserved-seeds allows them") from None
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser("python -m cfld.people", description=__doc__, formatter_class=HelpFormatter)
+    options = command_parser("cfld.people", __doc__)
     options.add_argument("out", type=Path, metavar="OUT", help="folder to write; continues an interrupted run")
     options.add_argument("--identities", type=int, default=2000, help="number of people")
     options.add_argument("--poses", type=int, default=4, help="photos of each person")
@@ -94,8 +94,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on it")
     options.add_argument("--test-fraction", type=float, default=0.1, help="share of the people in the test split")
     options.add_argument("--height", type=int, default=FRAME[0], help="of the photos; the width is 11/16 of it")
-    options.add_argument("--supersample", type=int, default=2, help="pixels rendered for each pixel, in each direction")
-    options.add_argument("--reserved-seeds", action="store_true", help=f"allow seeds of {OWN_SEEDS} and above")
+    options.add_argument(
+        "--supersample", type=int, default=2, help="antialiasing: samples per pixel, in each direction"
+    )
+    options.add_argument(
+        "--reserved-seeds", action="store_true", help=f"allow seeds from {OWN_SEEDS} on, which are kept for evaluation"
+    )
     return options
 
 

@@ -5,7 +5,7 @@
 
 The preview is in the photo's own pixels, and padded where the window is larger than the photo. An --out that ends in
 .json gets the joints as OpenPose's JSON, which every --pose takes. --mask is white on the person, as `cfld.edit edit`
-takes it.
+takes it. docs/poses.md lists the files that --pose takes.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cfld.photos.crop import fit
 from cfld.photos.estimator import search
-from cfld.photos.keypoints import POSE_HELP, add_pose_options, joints_on, pick, pose_settings
+from cfld.photos.keypoints import add_pose_options, joints_on, pick, pose_settings
 from cfld.photos.preview import openpose_json, preview
 from cfld.pose import JOINTS
 from cfld.tools.cli import UserError, command, command_parser
@@ -25,7 +25,7 @@ from cfld.tools.pictures import check_picture_name, read_image, save_image
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.photos", __doc__)
     parser.add_argument("photo", metavar="PHOTO", help="the photo")
-    parser.add_argument("--pose", metavar="FILE", help=f"its joints (default: found in it): {POSE_HELP}")
+    parser.add_argument("--pose", metavar="FILE", help="file of its joints, or a photo (default: found in it)")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="an image, a .json file, or both")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="write the mask of the person found, an image")
     add_pose_options(parser)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cfld.tools.cli import UserError
+from cfld.tools.sums import check_sums
 
 Array = NDArray[Any]
 MODELS = "weights/pose"  # the networks' folder; the environment variable CFLD_POSE_MODELS names another
@@ -115,6 +116,7 @@ class Network:
                 f"{path}: no such file, which finds joints in photos: python -m cfld.convert fetch pose, or name its "
                 "folder in the environment variable CFLD_POSE_MODELS, or give a file of joints (docs/poses.md)"
             )
+        check_sums(path)
         try:
             self.interpreter = interpreter(model_path=str(path), num_threads=torch.get_num_threads())
             self.interpreter.allocate_tensors()

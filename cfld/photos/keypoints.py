@@ -307,9 +307,6 @@ def joints_on(
     return np.where(joints >= 0, joints * [photo.height / size[0], photo.width / size[1]], -1)
 
 
-POSE_HELP = "a .json or .npy file of joints, FILE.csv#NAME, or a photo (docs/poses.md)"
-
-
 def add_layout_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--layout", choices=tuple(LAYOUTS), help="the order of the joints in files (docs/poses.md)")
 
@@ -317,13 +314,16 @@ def add_layout_option(parser: argparse._ActionsContainer) -> None:
 def add_pose_options(parser: argparse._ActionsContainer) -> None:
     """The options that say how to read what --pose takes."""
     parser.add_argument(
-        "--pose-size", type=parse_size, metavar="WxH", help="of the joints' image, if a file does not say"
+        "--pose-size",
+        type=parse_size,
+        metavar="WxH",
+        help="size of the image the joints were found in, if the file lacks it",
     )
-    parser.add_argument("--person", type=int, default=0, help="whose pose in files of several people, from 0")
+    parser.add_argument("--person", type=int, default=0, help="index of the person in a file of several")
     parser.add_argument(
         "--min-confidence",
         type=float,
-        help=f"ignore joints of a lower score (default: {MIN_VISIBILITY} in photos, 0 in files)",
+        help=f"drop joints with a lower score (default: {MIN_VISIBILITY} in photos, 0 in files)",
     )
     add_layout_option(parser)
 

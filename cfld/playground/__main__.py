@@ -10,15 +10,15 @@ import sys
 
 from cfld.folder import load
 from cfld.playground.server import PlaygroundServer
-from cfld.tools.cli import PRECISIONS, UserError, command, command_parser, pick_device
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, pick_device
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.playground", __doc__)
     parser.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
-    parser.add_argument("--port", type=int, default=8765, help="of 127.0.0.1; 0 for any free one")
-    parser.add_argument("--device", help="cuda, cpu, ... (default: the best available)")
+    parser.add_argument("--port", type=int, default=8765, help="port of 127.0.0.1; 0 for any free one")
+    parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(argv)
     if options.port and not 1024 <= options.port < 65536:
         raise UserError(f"--port must be 0 or within 1024 .. 65535, found {options.port}")

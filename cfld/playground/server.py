@@ -1,7 +1,7 @@
 """The playground's server: the page, and what it asks for, over HTTP.
 
-The page is page.html; it loads nothing from elsewhere. The server is the standard library's, listens on 127.0.0.1
-alone, and answers only its own page (check_origin). It paints one picture at a time, in the order of the requests.
+The page is page.html; it loads nothing from elsewhere. The server is the standard library's, listens only on
+127.0.0.1, and answers only its own page (check_origin). It paints one picture at a time, in the order of the requests.
 
     GET  /                the page
     GET  /settings        what the page needs to know about joints, poses, samplers and the model

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICE_HELP = "cuda, cpu, ... (default: the best available)"
 
 
 class UserError(ValueError):
@@ -42,7 +43,7 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
                 raise
             text = (
                 f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
-                "--accumulate and --checkpointing all"
+                "--accumulate and --activation-checkpointing all"
             )
         print("error: " + " ".join(text.split()), file=sys.stderr)
         return 2
@@ -52,7 +53,7 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that the machine or the GPU has no more memory. (PyTorch's allocator on the CPU raises a
-    plain RuntimeError, which its text alone tells from others.)"""
+    plain RuntimeError, which only its text tells from others.)"""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
@@ -60,7 +61,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keeps the line breaks of a description, and shows the defaults that mean something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "", ()):
+        if action.default is None or action.default is False or action.default in ("", ()):
             return action.help
         return super()._get_help_string(action)
 

@@ -28,7 +28,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside the target for a file or folder; rename it to the target if the block succeeds,
+    """Give a temporary path next to the target for a file or folder; rename it to the target if the block succeeds,
     remove it if not.
 
     A file at the target is replaced in one step. A folder at the target is an error at once, unless replace_folder:
@@ -184,7 +184,7 @@ def read_json(path: str | Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
         raise UserError(f"{path}: not JSON ({error})") from None
 
 

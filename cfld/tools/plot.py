@@ -1,4 +1,4 @@
-"""Plot the losses and the learning rate of a training.
+"""Plot the losses and learning rate of a training run.
 
 python -m cfld.tools.plot RUN        reads RUN/log.jsonl, writes RUN/plot.png
 """

@@ -79,6 +79,6 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     """Write a safetensors file atomically."""
     with atomic(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # of any new file: the library makes its own readable to the owner alone
+        mode = temporary.stat().st_mode  # of any new file: the library makes its own readable only to the owner
         save_file({name: x.detach().contiguous().cpu() for name, x in tensors.items()}, temporary, metadata)
         temporary.chmod(mode)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,7 @@ FREE_ON_RESUME = {
     "init", "data", "cache", "out", "steps", "epochs", "accumulate", "activation_checkpointing", "workers",
     "save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every", "timeout", "device",
 }  # fmt: skip
+FORMER_FLAGS = {"--checkpointing": "--activation-checkpointing", "--plot": "python -m cfld.tools.plot RUN"}
 FORMER = {"checkpointing": "activation_checkpointing", "noise_offset": None, "channels_last": None}  # names in old runs
 
 
@@ -173,6 +175,9 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[TrainConfig,
     parser.add_argument("--force", action="store_true", help="remove the run in --out and start anew")
     parser.add_argument("--finetune", metavar="DIR", help="start from a model folder: its weights and architecture")
     parser.add_argument("--dry-run", action="store_true", help="take two steps, print memory and time, write nothing")
+    for word in sys.argv[1:] if argv is None else argv:
+        if word.partition("=")[0] in FORMER_FLAGS:
+            raise UserError(f"{word} is now {FORMER_FLAGS[word.partition('=')[0]]}")
     given = vars(parser.parse_args(argv))
     request = Request(**{f.name: given.pop(f.name) for f in dataclasses.fields(Request)})
     if request.finetune:

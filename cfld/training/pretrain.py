@@ -26,6 +26,7 @@ from cfld.objective import DROP_RATE, StepNoise, denoising_error, encode, mirror
 from cfld.photos.pixels import to_range
 from cfld.sampling import SamplingConfig, denoise
 from cfld.swin import Swin
+from cfld.tools.card import LOAD_PARTS, training_card
 from cfld.tools.cli import PRECISIONS, UserError
 from cfld.training.checkpoint import frozen_hash
 from cfld.training.initial import hashed_modules, init_as_identity, initial_model, trained_model
@@ -50,7 +51,7 @@ class VAEStage(nn.Module):
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
         torch.manual_seed(options.seed)
-        self.config, self.pairs, self.kl_weight = config, pairs, options.kl
+        self.config, self.options, self.pairs = config, options, pairs
         self.dtype = PRECISIONS[options.precision]
         self.vae = VAE(config.vae)
         init_as_identity(self.vae)
@@ -67,7 +68,7 @@ class VAEStage(nn.Module):
         latents = self.vae.sample(mean, logvar, noise.vae_noise)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
         errors = self.vae.decode(latents).float() - images
-        return errors.abs().mean() + errors.square().mean() + self.kl_weight * kl
+        return errors.abs().mean() + errors.square().mean() + self.options.kl * kl
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.vae.named_parameters())
@@ -88,7 +89,8 @@ class VAEStage(nn.Module):
         mean, logvar = (torch.cat(parts).float().cpu() for parts in zip(*moments, strict=True))
         whiten(self.vae.cpu(), mean, logvar)  # in float64, which not every device has
         config = dataclasses.replace(self.config, vae=self.vae.config)
-        save_parts(folder, config, replace=True, vae=self.vae)
+        card = training_card(self.options, config.image_size, LOAD_PARTS)
+        save_parts(folder, config, replace=True, card=card, vae=self.vae)
 
 
 @torch.no_grad()
@@ -140,7 +142,7 @@ class SourceStage(nn.Module):
 
     def __init__(self, options: TrainConfig, config: CFLDConfig, pairs: Dataset[Pair]):
         super().__init__()
-        self.config, self.pairs, self.init = config, pairs, str(options.init)
+        self.config, self.options, self.pairs = config, options, pairs
         model, vae = initial_model(options, config)
         self.frozen_sha256 = frozen_hash(vae.requires_grad_(False))
         attributes = pairs[0].attributes
@@ -167,15 +169,16 @@ class SourceStage(nn.Module):
     @torch.no_grad()
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write the VAE of --init and the source encoder, standardised by about 256 training images."""
-        vae = load_vae(self.init)
+        vae = load_vae(str(self.options.init))
         if frozen_hash(vae.requires_grad_(False)) != self.frozen_sha256:
-            raise UserError(f"--init {self.init} has changed since the training began, and nothing was written")
+            raise UserError(f"--init {self.options.init} has changed since the training began, and nothing was written")
         source_encoder, prefix = self.source_encoder.cpu(), "source_encoder."
         own = {name.removeprefix(prefix): x for name, x in learnt.items() if name.startswith(prefix)}
         source_encoder.load_state_dict(own, strict=False)  # buffers stay
         features = [source_encoder(to_range(pair.source_image[None])) for pair in evenly(self.pairs)]
         standardise(source_encoder, [torch.cat(maps) for maps in zip(*features, strict=True)])
-        save_parts(folder, self.config, replace=True, vae=vae, source_encoder=source_encoder)
+        card = training_card(self.options, self.config.image_size, LOAD_PARTS)
+        save_parts(folder, self.config, replace=True, card=card, vae=vae, source_encoder=source_encoder)
 
 
 @torch.no_grad()
@@ -257,4 +260,5 @@ class BaseStage(nn.Module):
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write a model folder: the UNet, and everything else as --init has it."""
-        save(folder, *trained_model(self.options, self.config, learnt, self.frozen_sha256), replace=True)
+        model, vae = trained_model(self.options, self.config, learnt, self.frozen_sha256)
+        save(folder, model, vae, replace=True, card=training_card(self.options, self.config.image_size))

@@ -21,6 +21,7 @@ from cfld.objective import StepNoise, training_loss
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.sampling import SamplingConfig, sample
+from cfld.tools.card import training_card
 from cfld.tools.cli import UserError
 from cfld.training.checkpoint import frozen_hash, read_learnt
 from cfld.training.initial import hashed_modules, initial_model, trained_model
@@ -79,7 +80,8 @@ class CFLDStage(nn.Module):
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write a model folder."""
-        save(folder, *trained_model(self.options, self.config, learnt, self.frozen_sha256), replace=True)
+        model, vae = trained_model(self.options, self.config, learnt, self.frozen_sha256)
+        save(folder, model, vae, replace=True, card=training_card(self.options, self.config.image_size))
 
 
 STAGES: dict[str, Any] = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}

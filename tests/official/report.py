@@ -24,6 +24,7 @@ def processor() -> str:
 
 if __name__ == "__main__":
     print("# Parity with the authors' own outputs\n")
-    print(f"Relative L2 errors in float32, by `python tests/official/report.py`: {processor()}, torch {torch.__version__}.")
+    command = "python tests/official/report.py"
+    print(f"Relative L2 errors in float32, by `{command}`: {processor()}, torch {torch.__version__}.")
     print("[tests/official](../tests/official/README.md) says where the numbers come from and how they are compared.\n")
     print(report())
