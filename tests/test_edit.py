@@ -25,6 +25,7 @@ from cfld.edit.attention_maps import (
 )
 from cfld.edit.edit import edit, generate_frames, in_poses, interpolated
 from cfld.folder import save
+from cfld.photos.keypoints import read_pose
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.sample import main as sample_command
 from cfld.samplers import SAMPLERS
@@ -396,9 +397,9 @@ def test_what_does_not_move_in_an_animation_does_not_flicker(tmp_path: Path) -> 
 
 def test_sequence_takes_a_folder_and_shares_its_noise(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "poses").mkdir()
-    rng = np.random.default_rng(0)
     for i in (0, 1, 2):
-        np.save(tmp_path / "poses" / f"{i}.npy", rng.uniform(20, 170, (18, 2)))
+        keypoints = read_pose(POSES[i])
+        np.save(tmp_path / "poses" / f"{i}.npy", np.where(keypoints >= 0, keypoints, 0)[:, ::-1])
     shutil.copy(tmp_path / "poses" / "0.npy", tmp_path / "poses" / "2.npy")
     argv = ["sequence", *common(folder), "--source", PHOTOS[0], "--pose", tmp_path / "poses", "--batch", 2, "--fps", 4]
     assert main([str(a) for a in [*argv, "--out", tmp_path / "s.gif", tmp_path / "s.png", "--across", 2]]) == 0

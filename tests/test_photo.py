@@ -4,19 +4,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import litert
 import numpy as np
 import pytest
 from PIL import Image
 from references import DATA
 
 import cfld
-from cfld import people, sample
+from cfld import sample
 from cfld.data.own_photos import make_pairs
 from cfld.edit.__main__ import main as edit_main
 from cfld.photos import preview
 from cfld.photos.__main__ import main as preview_main
 from cfld.photos.crop import Crop, border_colour, fit, fitted, whole
-from cfld.photos.estimator import find_people
 from cfld.photos.keypoints import joints_on, read_annotations, read_joints, read_pose
 from cfld.pose import FRAME, JOINT_COLOURS, JOINTS
 from cfld.sampling import SamplingConfig
@@ -155,54 +155,23 @@ def test_a_picture_of_either_size_is_pasted_back_where_its_joints_are(size: tupl
     assert np.abs(dark.mean(axis=0) - crop.to_photo(np.array([[y, x]]))[0]).max() <= 1
 
 
-class StandIn:
-    """In MediaPipe's place: sees squares of pure colours as people, the reddest first."""
-
-    COLOURS = ((255, 0, 0), (0, 255, 0))
-
-    def __init__(self, static_image_mode: bool):
-        assert static_image_mode
-
-    def __enter__(self) -> "StandIn":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def process(self, image: np.ndarray) -> SimpleNamespace:
-        assert image.dtype == np.uint8 and image.shape[2] == 3
-        for colour in self.COLOURS:
-            seen = np.argwhere((np.abs(image.astype(int) - colour) < 60).all(axis=2))
-            if len(seen):
-                low, high = seen.min(axis=0), seen.max(axis=0)
-                places = low + np.linspace(0.1, 0.9, 33)[:, None] * (high - low)
-                marks = [
-                    SimpleNamespace(x=x / image.shape[1], y=y / image.shape[0], z=-0.2, visibility=0.4 + 0.6 * (i > 5))
-                    for i, (y, x) in enumerate(places)
-                ]
-                return SimpleNamespace(pose_landmarks=SimpleNamespace(landmark=marks))
-        return SimpleNamespace(pose_landmarks=None)
-
-
 @pytest.fixture
-def mediapipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A stand-in for the extra [pose]."""
-    monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.pose", SimpleNamespace(Pose=StandIn))
+    litert.install(monkeypatch, tmp_path / "networks")
 
 
 @pytest.fixture
 def two_people(tmp_path: Path) -> Path:
     """A photo of two people for the stand-in: red at the left, green at the right."""
     photo = Image.new("RGB", (900, 600), "white")
-    photo.paste((255, 0, 0), (100, 100, 220, 400))
+    photo.paste((255, 0, 0), (100, 100, 220, 420))
     photo.paste((0, 255, 0), (600, 200, 700, 500))
     photo.save(tmp_path / "two.png")
     return tmp_path / "two.png"
 
 
-def test_the_joints_of_each_person_in_a_photo_are_found(mediapipe: None, two_people: Path) -> None:
-    found = find_people(Image.open(two_people))
-    assert found.shape == (2, 33, 4) and found[:, :, 2].max() == -0.2
+def test_the_joints_of_each_person_in_a_photo_are_found(networks: None, two_people: Path) -> None:
     for person, (left, right) in enumerate(((100, 220), (600, 700))):
         joints, size = read_joints(str(two_people), person=person, min_confidence=0)
         assert size == (600, 900) and (joints >= 0).all()
@@ -215,32 +184,33 @@ def test_the_joints_of_each_person_in_a_photo_are_found(mediapipe: None, two_peo
         read_pose(str(two_people), person=2)
 
 
-def test_a_photo_without_people_or_without_mediapipe_is_one_line(
-    mediapipe: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails
+def test_a_photo_without_people_or_without_what_finds_them_is_one_line(
+    networks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails
 ) -> None:
     Image.new("RGB", (90, 60), "white").save(tmp_path / "empty.png")
     argv = [tmp_path / "empty.png", "--out", tmp_path / "p.png"]
     fails(preview_main, *argv, words=["empty.png", "no person was found"])
-    monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.pose", None)
-    fails(preview_main, *argv, words=["empty.png", "not installed", "pip install 'mediapipe==0.10.21'"])
+    monkeypatch.setenv("CFLD_POSE_MODELS", str(tmp_path))
+    fails(preview_main, *argv, words=["empty.png", "no such file", "cfld.convert fetch pose"])
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    fails(preview_main, *argv, words=["empty.png", "not installed", "pip install ai-edge-litert"])
 
 
-def test_mediapipe_is_imported_only_for_a_photo() -> None:
-    assert not any(name.startswith("mediapipe") for name in sys.modules)
+def test_the_mask_of_a_person_is_kept(networks: None, two_people: Path, tmp_path: Path, fails) -> None:
+    argv = [two_people, "--person", 1, "--out", tmp_path / "p.png", "--mask", tmp_path / "m.png"]
+    assert preview_main([str(a) for a in argv]) == 0
+    mask, photo = Image.open(tmp_path / "m.png"), Image.open(two_people)
+    assert mask.size == photo.size and mask.mode == "L"
+    green = (np.array(photo) == (0, 255, 0)).all(axis=2)
+    assert (np.array(mask) > 0)[green].mean() >= 0.95 and (np.array(mask) > 0)[~green].mean() <= 0.01
+    fails(preview_main, *argv, words=["p.png already exists"])
+    argv[1:5] = ["--person", 2, "--out", tmp_path / "q.png"]
+    fails(preview_main, *argv, "--force", words=["two.png", "--person must be within 0 .. 1, found 2"])
+    fails(preview_main, *argv, "--force", "--pose", tmp_path / "p.json", words=["--mask", "--pose"])
 
 
-def test_mediapipes_own_networks_find_the_joints_of_drawn_people(tmp_path: Path) -> None:
-    pytest.importorskip("mediapipe.python.solutions.pose", reason="needs the extra [pose]", exc_type=ImportError)
-    photo = Image.new("RGB", (1500, 1000), "white")
-    drawn = [people.draw(seed, 0, 768, 528, 1, limit=people.OWN_SEEDS) for seed in (600_001, 600_003)]
-    for x, person in zip((100, 900), drawn, strict=True):
-        photo.paste(Image.fromarray(person.image), (x, 200))
-    photo.save(tmp_path / "two.png")
-    for number, (x, person) in enumerate(zip((100, 900), drawn, strict=True)):
-        joints = (read_joints(str(tmp_path / "two.png"), person=number)[0] - [200, x]) / 3  # as in the frame
-        present = (person.keypoints >= 0).all(axis=1) & (joints >= 0).all(axis=1)
-        errors = np.linalg.norm(joints - person.keypoints, axis=1)[present]
-        assert len(errors) >= 12 and np.median(errors) <= 4 and errors.max() <= 20
+def test_litert_is_imported_only_for_a_photo() -> None:
+    assert not any(name.startswith("ai_edge_litert") for name in sys.modules)
 
 
 def moved(keypoints: np.ndarray) -> np.ndarray:
@@ -286,7 +256,7 @@ def test_the_preview_is_larger_than_the_photo_where_the_window_is(tmp_path: Path
     assert crop.top < 0 and shown.size == (300, crop.height)
 
 
-def test_joints_found_in_a_photo_are_kept_as_openposes_json(mediapipe: None, two_people: Path, tmp_path: Path) -> None:
+def test_joints_found_in_a_photo_are_kept_as_openposes_json(networks: None, two_people: Path, tmp_path: Path) -> None:
     out = tmp_path / "second.json"
     assert preview_main([str(two_people), "--person", "1", "--out", str(out)]) == 0
     kept, found = read_joints(str(out)), read_joints(str(two_people), person=1)
@@ -334,7 +304,7 @@ def test_the_command_cuts_the_source_around_its_joints_and_the_pose_as_its_photo
 
 
 def test_the_command_takes_a_photo_as_its_pose(
-    mediapipe: None, two_people: Path, micro_folder: Path, tmp_path: Path
+    networks: None, two_people: Path, micro_folder: Path, tmp_path: Path
 ) -> None:
     assert preview_main([str(two_people), "--person", "1", "--out", str(tmp_path / "pose.json")]) == 0
     source = ("--source", PHOTO)
@@ -352,7 +322,7 @@ def test_frames_of_a_video_share_one_window(tmp_path: Path) -> None:
         points[:3] = np.concatenate([joints[:, ::-1], np.ones((3, 1))], axis=1)
         np.save(tmp_path / f"{number}.npy", points)
         files.append(str(tmp_path / f"{number}.npy"))
-    options = SimpleNamespace(pose_size=(1280, 720), person=0, min_confidence=None)
+    options = SimpleNamespace(pose_size=(1280, 720), person=0, min_confidence=None, layout=None)
     alone, together = sample.read_poses(files, options), sample.read_poses(files, options, together=True)
     assert np.abs(alone[0] - alone[2]).max() <= 1  # each in the middle of its own window
     assert (np.diff(together[:, 0, 1]) > 10).all() and np.ptp(together[:, 0, 0]) == 0

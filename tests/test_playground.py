@@ -23,7 +23,8 @@ from PIL import Image
 from references import DATA, noise
 
 import cfld
-from cfld.photos.keypoints import keypoints_from, read_pose
+from cfld.photos.keypoints import keypoints_from, read_annotations, read_pose
+from cfld.photos.layouts import LAYOUTS
 from cfld.playground.__main__ import main
 from cfld.playground.requests import PHOTO_LIMIT, SEED_LIMIT
 from cfld.playground.server import PRESET_POSES, QUEUE_LIMIT, PlaygroundServer, step_preview
@@ -31,9 +32,20 @@ from cfld.pose import JOINTS
 from cfld.tools.pictures import read_image
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
+PHOTO_NAME = "fashionMENTees_Tanksid0080001801_1front.jpg"
 JOINT_NUMBERS = [value for i in range(18) for value in (60 + 3 * i, 20 + 12 * i, 1)]
 POSE = {"canvas_width": 176, "canvas_height": 256, "people": [{"pose_keypoints_2d": JOINT_NUMBERS}]}
 MODEL = micro_model()
+
+
+def coco_people() -> np.ndarray:
+    """(2, 17, 3): somebody of DeepFashion in COCO's layout, too large for 176x256; and smaller."""
+    joints = read_annotations(DATA / "fashion" / "fasion-resize-annotation-test.csv")[PHOTO_NAME]
+    points = np.zeros((17, 3))
+    for place, (y, x) in zip(LAYOUTS["coco"].places, joints.tolist(), strict=True):
+        if isinstance(place, int) and min(y, x) >= 0:
+            points[place] = [x, y, 1]
+    return np.stack([points * [1.6, 1.6, 1], points * [1.1, 1.2, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +134,7 @@ BAD_POSES = {
     "NaN joints": (numbers("NaN, NaN, 1,"), ["finite numbers"]),
     "an infinite joint": (numbers("1e999, 20, 1,"), ["finite numbers"]),
     "a joint that is a word": (numbers('"x", 20, 1,'), ["finite numbers"]),
-    "17 joints": (numbers(""), ["54 (18 joints) or 75", "found 51"]),
+    "17 joints": (numbers(""), ["54 (18 joints), 75", "found 51"]),
     "an empty list of people": ('{"people": []}', ["non-empty list 'people'"]),
     "people who are none": ('{"people": [3]}', ["found 0"]),
     "another object": ("{}", ["non-empty list 'people'"]),
@@ -203,11 +215,11 @@ def test_a_bad_pose_is_answered_with_a_reason_and_the_server_lives_on(server: Pl
     status, answer = ask(server, "/paint", order(pose=pose))
     assert status == 400
     status, answer = ask(server, "/pose", {"text": json.dumps(POSE), "pose_size": "", "person": 0, "min_confidence": 0})
-    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(POSE))
+    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(POSE, layout="openpose"))
 
 
 def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> None:
-    people = np.random.default_rng(0).uniform(1, 300, (2, 17, 3))
+    people = coco_people()
     status, answer = ask(
         server, "/pose", {"text": json.dumps(people.tolist()), "pose_size": "300x400", "person": 1, "min_confidence": 0}
     )
@@ -287,7 +299,7 @@ def test_painting_tells_of_each_step_and_ends_with_the_pictures_of_generate(serv
         ours = cfld.generate(
             *MODEL,
             read_image(PHOTO),
-            keypoints_from(POSE),
+            keypoints_from(POSE, layout="openpose"),
             cfld.SamplingConfig(3, "unipc", appearance_scale=1.5),
             seed=seed,
         )
@@ -488,7 +500,7 @@ def test_poses_are_mirrored_chosen_and_loaded(server: PlaygroundServer, visit, t
     assert saved_pose(page, tmp_path)[JOINTS.index("nose")].tolist() == [-1, -1]
     assert joint(page, "nose").count() == 0 and joint(page, "neck").is_visible()
 
-    coco = np.random.default_rng(0).uniform(20, 300, (2, 17, 2))
+    coco = coco_people()
     (tmp_path / "coco.json").write_text(json.dumps(coco.tolist()))
     page.get_by_label("Load pose").set_input_files(tmp_path / "coco.json")
     page.get_by_text("give pose-size WxH").wait_for()

@@ -13,7 +13,8 @@ from references import DATA
 
 from cfld.people.render import FRAME as PEOPLE_FRAME
 from cfld.photos.crop import fit
-from cfld.photos.keypoints import LAYOUTS, joints_on, keypoints_from, read_annotations, read_pose
+from cfld.photos.keypoints import joints_on, keypoints_from, read_annotations, read_pose
+from cfld.photos.layouts import LAYOUTS
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS, map_positions, pose_maps
 from cfld.tools.cli import UserError
 
@@ -97,13 +98,17 @@ def test_a_batch_is_drawn_as_its_poses_one_by_one() -> None:
     assert torch.allclose(pose_maps(KEYPOINTS[:6], 64), alone, atol=1e-6)
 
 
+WHOLE = next(x.double().numpy() for x in KEYPOINTS if (x >= 0).all())
+
+
 def openpose(*people: np.ndarray, **more: float) -> dict[str, object]:
     return {"people": [{"pose_keypoints_2d": points.flatten().tolist()} for points in people], **more}
 
 
 def some_points(joints: int) -> np.ndarray:
-    g = np.random.default_rng(0)
-    points = np.concatenate([g.integers(2, 170, (joints, 2)), np.full((joints, 1), 0.9)], axis=1).astype(float)
+    """Of a body in 176x256, in whole pixels; one is missing."""
+    points = in_layout(np.floor(WHOLE), joints, 176, 256)
+    points[:, 2] = 0.9
     points[4] = 0
     return points
 
@@ -281,7 +286,7 @@ def test_mediapipes_joints_in_pixels_are_refused() -> None:
         ("[]", r"found \(0,\)"),
         ("[[]]", r"found \(1, 0\)"),
         ("[[[1, 2, 3]], []]", "equally long"),
-        (json.dumps(some_points(16).tolist()), r"17, 18, 25, 33, 133.*found \(16, 3\)"),
+        (json.dumps(some_points(17)[:16].tolist()), r"17, 18, 25, 26, 33, 133.*found \(16, 3\)"),
         (json.dumps(np.ones((17, 4)).tolist()), r"found \(17, 4\)"),
         (json.dumps([some_points(17).tolist(), [[None] * 3] * 17]), "finite"),
         (json.dumps((np.ones((33, 3)) * [0.5, 0.5, -0.2]).tolist()), "visibility.*third of 3"),
@@ -349,12 +354,18 @@ def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
     table = [line for line in page[page.index("| to |") :].splitlines() if line.startswith("| ")]
     header, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
     assert header[2:] == [
-        "BODY_25 (25)",
-        "COCO (17), COCO-WholeBody (133)",
-        "MediaPipe (33)",
+        "BODY_25 `body25`",
+        "COCO `coco`, COCO-WholeBody `wholebody`, BODY_25B `body25b`, HALPE_26 `halpe26`",
+        "COCO and neck `coco18`",
+        "MediaPipe `mediapipe`",
+        "Human3.6M `h36m`",
     ]
     assert [(int(to), joint) for to, joint, *_ in rows] == list(enumerate(JOINTS))
-    for column, layouts in enumerate([(25,), (17, 133), (33,)], start=2):
+    named = ["openpose"]
+    for column, names in enumerate(re.findall(r"`\w+`", cell) for cell in header):
         entries = [tuple(map(int, re.findall(r"\d+", row[column]))) for row in rows]
-        for joints in layouts:
-            assert entries == [j if isinstance(j, tuple) else (j,) for j in LAYOUTS[joints]]
+        for name in (name.strip("`") for name in names):
+            places = LAYOUTS[name].places
+            assert entries == [() if p is None else p if isinstance(p, tuple) else (p,) for p in places]
+            named.append(name)
+    assert set(named) == set(LAYOUTS)

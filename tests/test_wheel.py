@@ -13,9 +13,11 @@ from PIL import Image
 from references import DATA
 
 import cfld
+from cfld.photos.keypoints import read_annotations
 
 ROOT = Path(__file__).parents[1]
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
+POSE = "fashionMENTees_Tanksid0080001801_1front.jpg"
 
 
 def run(cwd: Path, *argv: object) -> str:
@@ -52,7 +54,8 @@ def test_the_wheel_holds_the_package_and_its_model_and_paints_from_any_folder(tm
     assert files <= {path.relative_to(packages) for path in packages.rglob("*")}
 
     elsewhere.mkdir()
-    joints = [value for i in range(18) for value in (60 + 3 * i, 20 + 12 * i, 1)]
+    annotated = read_annotations(DATA / "fashion" / "fasion-resize-annotation-test.csv")[POSE].tolist()
+    joints = [value for y, x in annotated for value in ((x, y, 1) if min(y, x) >= 0 else (0, 0, 0))]
     pose = {"canvas_width": 176, "canvas_height": 256, "people": [{"pose_keypoints_2d": joints}]}
     (elsewhere / "pose.json").write_text(json.dumps(pose))
     shutil.copy(PHOTO, elsewhere / "photo.jpg")

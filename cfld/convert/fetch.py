@@ -1,12 +1,13 @@
-"""Download the public files that cfld.convert and cfld.evaluate read.
+"""Download the public files that cfld.convert, cfld.evaluate and cfld.photos read.
 
     python -m cfld.convert fetch sd15 swin        to train; then cfld.convert init --out weights/start
     python -m cfld.convert fetch sd15-vae cfld    to sample; then cfld.convert official --out weights/official
     python -m cfld.convert fetch metrics          to evaluate: LPIPS and FID of cfld.evaluate
+    python -m cfld.convert fetch pose             to find joints in photos (docs/poses.md)
 
 Names: sd15 (UNet and VAE), sd15-vae, sd15-single-file (both in one file), vae-ft-mse (better faces), swin, swin-timm
-(the same weights from Hugging Face), clip (for baseline B2), metrics, cfld (says where the authors' checkpoint is).
-Files go to weights/, where the commands look for them. A download that was cut goes on where it was. Every file is
+(the same weights from Hugging Face), clip (for baseline B2), metrics, pose, cfld (says where the authors' checkpoint
+is). Files go to weights/, where the commands look for them. A download that was cut goes on where it was. Every file is
 checked against its SHA-256 and listed in SHA256SUMS beside it. HF_ENDPOINT names a mirror of Hugging Face, and HF_TOKEN
 is sent to that host alone.
 """
@@ -43,6 +44,7 @@ SD15, RAIL = "{hub}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main", "
 MODEL = "diffusion_pytorch_model.safetensors"
 SD15_VAE = PublicFile("vae", f"public/sd15/vae/{MODEL}", f"{SD15}/vae/{MODEL}", 334_643_276,
                       "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c", RAIL)  # fmt: skip
+BLAZEPOSE = "https://cdn.jsdelivr.net/npm/@mediapipe/pose@0.5.1675469404"  # MediaPipe's package of this version
 FILES: dict[str, tuple[PublicFile, ...]] = {
     "sd15": (
         PublicFile("unet", f"public/sd15/unet/{MODEL}", f"{SD15}/unet/{MODEL}", 3_438_167_540,
@@ -87,6 +89,14 @@ FILES: dict[str, tuple[PublicFile, ...]] = {
                    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                    "pt_inception-2015-12-05-6726825d.pth", 95_628_359,
                    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", "Apache-2.0"),
+    ),
+    "pose": (
+        PublicFile("detector of people", "pose/pose_solution_packed_assets.data",
+                   f"{BLAZEPOSE}/pose_solution_packed_assets.data", 2_962_288,
+                   "a63c614bef30d35947f13be361820b1e4e3bec9cfeebf4d11216a18373108e85", "Apache-2.0"),
+        PublicFile("joints of people", "pose/pose_landmark_heavy.tflite",
+                   f"{BLAZEPOSE}/pose_landmark_heavy.tflite", 27_709_200,
+                   "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe", "Apache-2.0"),
     ),
 }  # fmt: skip
 DRIVE = "https://drive.google.com/drive/folders/1s0DcLzBEugRFf20OEmFKiW3tsKoaOOAZ"  # README of github.com/YanzuoLu/CFLD

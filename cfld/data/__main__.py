@@ -18,6 +18,7 @@ from pathlib import Path
 from cfld.data.deepfashion import prepare
 from cfld.data.encode import write_cache
 from cfld.data.own_photos import make_pairs
+from cfld.photos.keypoints import add_layout_option
 from cfld.tools.cli import DEVICE_HELP, PRECISIONS, HelpFormatter, command, command_parser, pick_device
 
 
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     sub = add("pairs", "Make lists, pairs and annotations of your own photos.", "folder with PERSON/photo.jpg")
     sub.add_argument("--test-share", type=float, default=0.1, help="share of the people (the last) in the test split")
     sub.add_argument("--min-confidence", type=float, default=0.0, help="drop joints with a lower score")
+    add_layout_option(sub)
     text = "Encode every training photo once; continues an interrupted run."
     sub = add("cache", text, "folder that prepare or pairs made")
     sub.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and the VAE")
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         write_cache(options.root, options.model, out, pick_device(options.device), PRECISIONS[options.precision])
         return
     if options.command == "pairs":
-        counts = make_pairs(options.root, options.test_share, options.min_confidence)
+        counts = make_pairs(options.root, options.test_share, options.min_confidence, options.layout)
     else:
         counts = prepare(options.root)
     width = max(len(f"{count:,}") for count in counts.values())

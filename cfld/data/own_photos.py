@@ -17,12 +17,12 @@ from cfld.tools.pictures import orientation, read_image, save_image
 Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in the 256x176 frame, -1 = missing
 
 
-def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str, int]:
+def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str | None = None) -> dict[str, int]:
     """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to
     it: lists, all ordered pairs of each person's photos, annotations.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
-    min_confidence: joints of a lower score are missing
+    min_confidence, layout: as cfld.photos.keypoints.joints_from takes them
 
     A photo without usable joints is named and left out. Returns counts by name. Raises UserError if no pair is left, or
     if the lists are there already.
@@ -43,7 +43,7 @@ def make_pairs(root: Path, test_share: float, min_confidence: float) -> dict[str
     left_out: list[str] = []
     for number, photos in enumerate(tqdm(people, desc=str(root), unit="person")):
         split = "test" if number >= len(people) - tested else "train"
-        found[split].append(read_person(photos, root / f"{split}_highres", min_confidence, left_out))
+        found[split].append(read_person(photos, root / f"{split}_highres", min_confidence, layout, left_out))
 
     pairs = {split: [pair for person in found[split] for pair in permutations(person, 2)] for split in SPLITS}
     if not pairs["train"]:
@@ -90,13 +90,15 @@ def check_names(people: list[list[Path]]) -> None:
         names.add(name)
 
 
-def read_person(photos: list[Path], folder: Path, min_confidence: float, left_out: list[str]) -> Keypoints:
+def read_person(
+    photos: list[Path], folder: Path, min_confidence: float, layout: str | None, left_out: list[str]
+) -> Keypoints:
     """Put a person's photos into a folder -> their keypoints. Adds to left_out why a photo cannot be used."""
     found = {}
     for path in photos:
         name = listed_name(path)
         try:
-            found[name] = own_photo(path, folder / name, min_confidence)
+            found[name] = own_photo(path, folder / name, min_confidence, layout)
         except WriteError:
             raise
         except UserError as error:
@@ -105,7 +107,7 @@ def read_person(photos: list[Path], folder: Path, min_confidence: float, left_ou
     return found
 
 
-def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
+def own_photo(path: Path, target: Path, min_confidence: float, layout: str | None) -> np.ndarray:
     """Put a photo where training looks for it, upright and cropped as cfld.photos.crop.fit says.
 
     Returns its keypoints (18, 2), from the .json or .npy file next to it. Raises UserError.
@@ -114,7 +116,8 @@ def own_photo(path: Path, target: Path, min_confidence: float) -> np.ndarray:
     if file is None:
         raise UserError(f"{path}: must have a file of joints next to it, {path.stem}.json or .npy")
     photo = read_image(path, upright=True)
-    joints, size = joints_on(photo, str(file), min_confidence=min_confidence), (photo.height, photo.width)
+    joints = joints_on(photo, str(file), min_confidence=min_confidence, layout=layout)
+    size = (photo.height, photo.width)
     crop = fit(size, joints)
     with Image.open(path) as stored:
         turned = orientation(stored) != 1

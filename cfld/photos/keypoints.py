@@ -21,22 +21,15 @@ from PIL import Image
 
 from cfld.photos.crop import PHOTO_SUFFIXES, fit, same_shape
 from cfld.photos.estimator import find_people
+from cfld.photos.layouts import COUNTS, LAYOUTS, choose
 from cfld.pose import FRAME, JOINTS
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
 
-# For each layout, known by its number of points: where it has JOINTS. A pair stands for the middle of the two.
-COCO = (0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-MEDIAPIPE = 33
-LAYOUTS: dict[int, tuple[int | tuple[int, int], ...]] = {
-    17: COCO,
-    18: tuple(range(18)),  # OpenPose's COCO model: JOINTS itself
-    25: (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18),  # OpenPose's BODY_25
-    MEDIAPIPE: (0, (11, 12), 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7),
-    133: COCO,  # COCO-WholeBody begins with COCO's joints
-}
-MIN_VISIBILITY = 0.5  # of a joint that MediaPipe finds in a photo, unless --min-confidence says otherwise
+MEDIAPIPE = LAYOUTS["mediapipe"].size
+OPENPOSE_COUNTS = tuple(LAYOUTS[name].size for name in ("openpose", "body25", "halpe26"))
+MIN_VISIBILITY = 0.5  # of a joint found in a photo, unless --min-confidence says otherwise
 Joints = tuple[np.ndarray, tuple[float, float]]  # joints and the size of their image
 
 
@@ -59,14 +52,17 @@ def pick(people: Any, person: int) -> Any:
 
 
 def openpose_points(content: dict[str, Any], person: int) -> np.ndarray:
-    """OpenPose's JSON -> one person's points (18 or 25, 3). Raises UserError."""
+    """OpenPose's JSON -> one person's points (18, 25 or 26, 3). Raises UserError."""
     people = content.get("people")
     if not isinstance(people, list) or not people:
         raise UserError(f"OpenPose's JSON must have a non-empty list 'people', found {str(content)[:60]}")
     chosen = pick(people, person)
     numbers = as_numbers(chosen.get("pose_keypoints_2d", []) if isinstance(chosen, dict) else [])
-    if numbers.shape not in ((54,), (75,)):
-        raise UserError(f"pose_keypoints_2d must have 54 (18 joints) or 75 numbers (25 joints), found {numbers.size}")
+    if numbers.ndim != 1 or numbers.size not in [3 * count for count in OPENPOSE_COUNTS]:
+        raise UserError(
+            "pose_keypoints_2d must have 54 (18 joints), 75 (25 joints) or 78 numbers (26 joints), found "
+            f"{numbers.size}"
+        )
     return numbers.reshape(-1, 3)
 
 
@@ -75,10 +71,10 @@ def array_points(content: Any, person: int) -> np.ndarray:
     array = as_numbers(content)
     people = array[None] if array.ndim == 2 else array
     count, columns = people.shape[1:] if people.ndim == 3 and len(people) else (0, 0)
-    if count not in LAYOUTS or not 2 <= columns <= (5 if count == MEDIAPIPE else 3):
+    if count not in COUNTS or not 2 <= columns <= (5 if count == MEDIAPIPE else 3):
         raise UserError(
             "an array of joints must be (n, 3) or (people, n, 3), with n one of "
-            f"{', '.join(map(str, LAYOUTS))} and the columns x, y, score, found {array.shape}"
+            f"{', '.join(map(str, COUNTS))} and the columns x, y, score, found {array.shape}"
         )
     points = pick(people, person)
     if columns == 2:
@@ -113,8 +109,10 @@ def image_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | No
     return FRAME
 
 
-def to_joints(points: np.ndarray, size: tuple[float, float], min_confidence: float) -> np.ndarray:
-    """points (n, 3) in pixels, n one of LAYOUTS -> joints (18, 2).
+def to_joints(
+    points: np.ndarray, size: tuple[float, float], min_confidence: float, layout: str | None = None
+) -> np.ndarray:
+    """points (n, 3) in pixels, n one of COUNTS -> joints (18, 2). Raises UserError.
 
     A joint is missing if its score is 0 or below min_confidence, if it is at (0, 0) or outside the image, or if it is
     the middle of two of which one is missing.
@@ -122,28 +120,32 @@ def to_joints(points: np.ndarray, size: tuple[float, float], min_confidence: flo
     x, y, score = points.T
     inside = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0]) & ((x > 0) | (y > 0))
     seen = inside & (score > 0) & (score >= min_confidence)
-    pairs = np.array([(j, j) if isinstance(j, int) else j for j in LAYOUTS[len(points)]])  # (18, 2)
-    return np.where(seen[pairs].all(axis=1)[:, None], points[pairs, 1::-1].mean(axis=1), -1)
+    return choose(points, seen, layout)
 
 
 def joints_from(
-    content: Any, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
+    content: Any,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float = 0.0,
+    layout: str | None = None,
 ) -> Joints:
     """What a pose estimator has found -> joints (18, 2) and the size of their image. Raises UserError.
 
-    content: OpenPose's JSON of 18 or 25 joints; or an array or nested lists (n, c) or (people, n, c), n one of LAYOUTS,
-        with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in pixels or
-        as fractions of the image
+    content: OpenPose's JSON of 18, 25 or 26 joints; or an array or nested lists (n, c) or (people, n, c), n one of
+        COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in
+        pixels or as fractions of the image
     pose_size: (height, width) of the image. OpenPose's canvas_height and canvas_width take precedence. None: FRAME, if
         all joints lie within it
     person: whose pose, counted from 0
     min_confidence: joints of a lower score are missing
+    layout: see cfld.photos.layouts.choose
     """
     points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
     size = image_size(points, content, pose_size)
     if are_fractions(points):
         points = points * [size[1], size[0], 1]
-    joints = to_joints(points, size, min_confidence)
+    joints = to_joints(points, size, min_confidence, layout)
     if (joints < 0).all():
         raise UserError(
             f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
@@ -153,11 +155,15 @@ def joints_from(
 
 
 def keypoints_from(
-    content: Any, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float = 0.0
+    content: Any,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float = 0.0,
+    layout: str | None = None,
 ) -> np.ndarray:
     """What joints_from takes -> keypoints (18, 2), float32, in the window that fit() cuts out of such an image. Raises
     UserError."""
-    joints, size = joints_from(content, pose_size, person, min_confidence)
+    joints, size = joints_from(content, pose_size, person, min_confidence, layout)
     return fit(size, joints).to_frame(joints)
 
 
@@ -227,13 +233,17 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def read_joints(
-    text: str | Path, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+    text: str | Path,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float | None = None,
+    layout: str | None = None,
 ) -> Joints:
     """What --pose takes -> joints (18, 2) and the size of their image. Raises UserError.
 
-    text: "annotation.csv#name"; a .json or .npy file of what joints_from takes; or a photo, in which MediaPipe finds
-        the joints (cfld.photos.estimator)
-    pose_size, person: see joints_from
+    text: "annotation.csv#name"; a .json or .npy file of what joints_from takes; or a photo, in which they are found
+        (cfld.photos.estimator)
+    pose_size, person, layout: see joints_from
     min_confidence: joints of a lower score are missing. None: MIN_VISIBILITY for a photo, 0 for a file
     """
     text = str(text)
@@ -254,18 +264,22 @@ def read_joints(
     try:
         if isinstance(content, Image.Image):
             least = MIN_VISIBILITY if min_confidence is None else min_confidence
-            return joints_from(find_people(content), (content.height, content.width), person, least)
-        return joints_from(content, pose_size, person, min_confidence or 0.0)
+            return joints_from(find_people(content), (content.height, content.width), person, least, "mediapipe")
+        return joints_from(content, pose_size, person, min_confidence or 0.0, layout)
     except UserError as error:
         raise UserError(f"{text}: {error}") from None
 
 
 def read_pose(
-    text: str | Path, pose_size: tuple[int, int] | None = None, person: int = 0, min_confidence: float | None = None
+    text: str | Path,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float | None = None,
+    layout: str | None = None,
 ) -> np.ndarray:
     """What read_joints takes -> keypoints (18, 2), float32, in the window that fit() cuts out of such an image. Raises
     UserError."""
-    joints, size = read_joints(text, pose_size, person, min_confidence)
+    joints, size = read_joints(text, pose_size, person, min_confidence, layout)
     return fit(size, joints).to_frame(joints)
 
 
@@ -275,6 +289,7 @@ def joints_on(
     pose_size: tuple[int, int] | None = None,
     person: int = 0,
     min_confidence: float | None = None,
+    layout: str | None = None,
 ) -> np.ndarray:
     """What read_joints takes, found in this photo or in a smaller or larger copy of it -> joints (18, 2) in the photo's
     own pixels.
@@ -283,13 +298,17 @@ def joints_on(
 
     Raises UserError, also if the copy has another aspect ratio than the photo.
     """
-    joints, size = read_joints(text, pose_size or (photo.height, photo.width), person, min_confidence)
+    joints, size = read_joints(text, pose_size or (photo.height, photo.width), person, min_confidence, layout)
     if not same_shape(size, (photo.height, photo.width)):
         raise UserError(
             f"{text}: the joints' image, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
             f"{photo.width}x{photo.height}: find the joints in this photo, or check --pose-size"
         )
     return np.where(joints >= 0, joints * [photo.height / size[0], photo.width / size[1]], -1)
+
+
+def add_layout_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="the order of the joints in files (docs/poses.md)")
 
 
 def add_pose_options(parser: argparse._ActionsContainer) -> None:
@@ -306,6 +325,7 @@ def add_pose_options(parser: argparse._ActionsContainer) -> None:
         type=float,
         help=f"drop joints with a lower score (default: {MIN_VISIBILITY} in photos, 0 in files)",
     )
+    add_layout_option(parser)
 
 
 def pose_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -316,4 +336,5 @@ def pose_settings(options: argparse.Namespace) -> dict[str, Any]:
         "pose_size": options.pose_size and options.pose_size[::-1],
         "person": options.person,
         "min_confidence": options.min_confidence,
+        "layout": options.layout,
     }

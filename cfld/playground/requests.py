@@ -23,6 +23,7 @@ MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
 PIXEL_LIMIT = 64_000_000  # of a photo; a file of a few kilobytes can claim billions
 JSON_LIMIT = {"/pose": MEGABYTE, "/paint": PHOTO_LIMIT * 4 // 3 + MEGABYTE}  # base64 makes four bytes of three
+OWN_LAYOUT = "openpose"  # of the poses that the page makes, which may be of no body
 SEED_LIMIT = 8  # of seeds in one request
 DECODING = threading.Lock()  # one photo at a time, because a small file may decode to a large picture
 
@@ -77,7 +78,7 @@ def read_pose_request(body: bytes) -> np.ndarray:
         width_height = parse_size(size) if size.strip() else None
     except argparse.ArgumentTypeError as error:
         raise UserError(f"pose-size {error}") from None
-    return keypoints_from(parse_json(text), width_height and width_height[::-1], person, sure)
+    return keypoints_from(parse_json(text), width_height and width_height[::-1], person, sure, OWN_LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -105,4 +106,4 @@ def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose), seeds, config)
+    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose, layout=OWN_LAYOUT), seeds, config)
