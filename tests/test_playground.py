@@ -11,7 +11,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -539,7 +539,19 @@ def test_bad_files_are_explained_on_the_page_and_the_next_good_one_is_taken(
 
 
 @pytest.mark.browser
-def test_the_page_shows_its_place_in_the_queue_each_step_and_cancels(server: PlaygroundServer, visit) -> None:
+def test_the_page_shows_its_place_in_the_queue_each_step_and_cancels(
+    server: PlaygroundServer, visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted = cfld.playground.server.generate
+
+    def slowly(*args: Any, on_step: Callable[..., None], **settings: Any) -> list[Image.Image]:
+        def wait(*step: Any) -> None:
+            time.sleep(0.02)
+            on_step(*step)
+
+        return painted(*args, on_step=wait, **settings)
+
+    monkeypatch.setattr("cfld.playground.server.generate", slowly)
     page = visit(address(server))
     page.set_input_files("#photo-file", PHOTO)
     page.get_by_alt_text("the photo").wait_for()

@@ -179,15 +179,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self, routes: dict[str, Callable[[], None]], otherwise: Callable[[], None]) -> None:
         """Answer by the path; answer errors with their reason."""
-        try:
-            self.check_origin()
-            routes.get(self.path, otherwise)()
-        except Refused as refused:
-            self.answer_json({"error": str(refused)}, refused.status)
-        except UserError as error:
-            self.answer_json({"error": str(error).replace("--", "")}, 400)  # the page has fields, not options
-        except (ConnectionError, TimeoutError):
-            pass  # the client has left
+        with contextlib.suppress(ConnectionError, TimeoutError):  # the client has left
+            try:
+                self.check_origin()
+                routes.get(self.path, otherwise)()
+            except Refused as refused:
+                self.answer_json({"error": str(refused)}, refused.status)
+            except UserError as error:
+                self.answer_json({"error": str(error).replace("--", "")}, 400)  # the page has fields, not options
 
     def check_origin(self) -> None:
         """Refuse requests of other sites that are open in the same browser: their Origin is foreign, or the browser
