@@ -115,7 +115,7 @@ def _parse_field(value: Any, hint: Any, name: str) -> Any:
             raise ValueError(f"{name} must be a list, found {value!r}")
         return tuple(_parse_field(item, typing.get_args(hint)[0], name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return value  # check_config makes it a float
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise ValueError(f"{name} must be {hint.__name__}, found {value!r}")
     if hint is int and value < 1:

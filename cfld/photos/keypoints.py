@@ -173,7 +173,7 @@ def parse_keypoints(y_text: str, x_text: str) -> np.ndarray:
     for axis, text in (("y", y_text), ("x", x_text)):
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"keypoints_{axis} must be a JSON list, found {text.strip()[:40]!r}") from None
         if not isinstance(values, list) or len(values) != len(JOINTS):
             found = len(values) if isinstance(values, list) else repr(values)

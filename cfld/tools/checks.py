@@ -5,8 +5,8 @@ leaves no trace in a module that torch.compile has compiled. Values are read onl
 """
 
 import dataclasses
-import math
 import numbers
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -79,11 +79,11 @@ def _plain(value: Any, hint: Any, name: str) -> Any:
     kind = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
     if not isinstance(value, kind) or isinstance(value, bool) != (hint is bool):
         raise ValueError(f"{name} must be {hint.__name__}, found {described(value)}")
+    if hint is float and not abs(value) <= sys.float_info.max:  # nor nan
+        raise ValueError(f"{name} must be a finite number, found {str(value)[:60]}")
     value = hint(value)
     if hint is int:
         most = DEEPEST if name.rpartition(".")[2] in DEPTHS else LARGEST
         if not 1 <= value <= most:
-            raise ValueError(f"{name} must be at least 1 and at most {most}, found {value}")
-    if hint is float and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, found {value}")
+            raise ValueError(f"{name} must be at least 1 and at most {most}, found {str(value)[:60]}")
     return value
