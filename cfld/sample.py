@@ -26,7 +26,16 @@ from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.pose import FRAME
 from cfld.samplers import SAMPLERS
 from cfld.sampling import FAST, PAPER, SamplingConfig, generate
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, parse_size, pick_device
+from cfld.tools.cli import (
+    DEVICE_HELP,
+    PRECISIONS,
+    UserError,
+    command,
+    command_parser,
+    parse_size,
+    pick_device,
+    require_compiler,
+)
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
 from cfld.vae import VAE
@@ -132,6 +141,7 @@ def compile_frozen(unet: nn.Module) -> None:
     them. Needs memory for a second copy of them, and a minute or two at the first call with each batch size."""
     from torch._inductor import config as inductor  # here, since it takes a second to import
 
+    require_compiler(next(unet.parameters()).device)
     compiled = torch.compile(unet.forward, dynamic=False)
     unet.forward = inductor.patch(freezing=True)(compiled)
 
