@@ -318,7 +318,7 @@ def generate(
     if not numeric or not (np.abs(array) < 1e6).all():
         raise UserError(
             "keypoints must be (18, 2) or (B, 18, 2) finite numbers, pixels of the 256x176 frame, found "
-            f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
+            f"{array.shape} of {array.dtype}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
     if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
