@@ -41,7 +41,7 @@ REFUSED = {
     "UNet: 3 channels": (lambda: MODEL.unet(LATENTS[:, :3], T, PROMPT), r"latents .*\(B, 4, h, w\), found"),
     "UNet: no batch": (lambda: MODEL.unet(LATENTS[0], T, PROMPT), "latents must be a floating-point tensor"),
     "UNet: 7x7": (lambda: MODEL.unet(LATENTS[..., :7, :7], T, PROMPT), "multiples of 8, found 7 and 7"),
-    "UNet: array": (lambda: MODEL.unet(LATENTS.numpy(), T, PROMPT), "latents .* found () of object"),
+    "UNet: array": (lambda: MODEL.unet(LATENTS.numpy(), T, PROMPT), "latents .* found ndarray"),
     "UNet: doubles": (lambda: MODEL.unet(LATENTS.double(), T, PROMPT), "latents .* torch.float32, found torch.float64"),
     "UNet: elsewhere": (lambda: MODEL.unet(LATENTS.to("meta"), T, PROMPT), "device .* cpu, found meta"),
     "UNet: t = 5": (lambda: MODEL.unet(LATENTS, 5, PROMPT), "timesteps must be a tensor .* found int '5'"),
