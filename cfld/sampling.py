@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from cfld.config import CFLDConfig
 from cfld.model import CFLD, Conditions
-from cfld.photos.crop import fitted
+from cfld.photos.crop import fitted, same_shape
 from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, Past
 from cfld.scheduler import Scheduler
@@ -245,7 +246,9 @@ def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
-    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device."""
+    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device. Raises
+    UserError if the keypoints are not in the 256x176 frame."""
+    check_keypoints(keypoints.numpy(force=True) if isinstance(keypoints, Tensor) else keypoints)
     joints = torch.as_tensor(keypoints, dtype=torch.float32, device=model.device)
     return pose_maps(joints, model.config.adapter.pose_size).to(model.dtype)
 
@@ -253,6 +256,16 @@ def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
 def default_size(image_size: int) -> tuple[int, int]:
     """Height and width of the pictures of a model with images of this size: the paper's larger or smaller format."""
     return (512, 352) if image_size >= 512 else FRAME
+
+
+def check_size(size: tuple[int, int], name: str = "size") -> None:
+    """Raise UserError unless pictures of this size (height, width) show people as they are; name: of what to blame."""
+    height, width = size
+    if not same_shape(FRAME, size):
+        reason = "in another shape people would be thin or broad"
+        if same_shape(FRAME, (width, height)):
+            reason = "give the height first"
+        raise UserError(f"{name} must be 16:11 (height:width), such as 512x352, found {height}x{width}: {reason}")
 
 
 def generate(
@@ -272,12 +285,15 @@ def generate(
     photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to
         11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
-    size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
+    size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
     -> B pictures
-    Raises UserError if keypoints have another shape or are not finite.
+    Raises UserError if keypoints have another shape, are not finite or are of another frame, or if the size has another
+    shape.
     """
+    size = size or default_size(model.config.image_size)
+    check_size(size)
     keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
     if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
         raise UserError(
@@ -295,4 +311,4 @@ def generate(
         progress=progress,
         on_step=on_step,
     )
-    return to_pictures(images, size or default_size(model.config.image_size))
+    return to_pictures(images, size)

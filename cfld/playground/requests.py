@@ -15,6 +15,7 @@ from PIL import Image
 from cfld.model import CFLD
 from cfld.photos.crop import fitted
 from cfld.photos.keypoints import keypoints_from
+from cfld.pose import FRAME
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.pictures import to_rgb, turned_upright
@@ -106,4 +107,4 @@ def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose, layout=OWN_LAYOUT), seeds, config)
+    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose, FRAME, layout=OWN_LAYOUT), seeds, config)
