@@ -117,9 +117,11 @@ def test_networks_import_torch_einops_and_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("module", FILES)
 def test_only_six_packages_are_imported_at_run_time(module: str) -> None:
-    optional = {"cfld.photos.estimator": {"ai_edge_litert"}, "cfld.training.run_folder": {"tensorboard"}}.get(
-        module, set()
-    )
+    optional = {
+        "cfld.photos.estimator": {"ai_edge_litert"},
+        "cfld.training.run_folder": {"tensorboard"},
+        "cfld.tools.pictures": {"pillow_heif"},
+    }.get(module, set())
     allowed = {"torch", "safetensors", "numpy", "PIL", "einops", "tqdm", "cfld", *optional}
     assert {name.split(".")[0] for name in IMPORTS[module]} <= allowed | set(sys.stdlib_module_names)
 

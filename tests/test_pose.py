@@ -275,7 +275,7 @@ def test_mediapipes_joints_in_pixels_are_refused() -> None:
         (json.dumps({"people": [{"pose_keypoints_2d": [[1, 2]] * 54}]}), "found 108"),
         ('{"people": [{"pose_keypoints_2d": null}]}', "finite"),
         ('[{"people": 1}]', "non-empty list 'people'"),
-        ('[{"points": 1}]', "keypoints must be lists"),
+        ('[{"points": 1}]', "an instance must have keypoints"),
         ('{"points": 1}', "must have people, annotations, .* found points"),
         ('{"annotations": [{"keypoints": [1]}]}', "not in a known form of joints .*image_id"),
         ('[{"image_id": 1, "keypoints": [1, 2]}]', "keypoints must be lists of x, y"),

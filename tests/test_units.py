@@ -122,7 +122,7 @@ def test_the_whole_of_an_image_tells_whether_a_person_is_small_or_the_unit_wrong
 
 def test_a_size_in_the_other_order_is_named(poses: list[np.ndarray]) -> None:
     """Of people in a photo of 768x1024, wherever a joint lies beyond 768."""
-    said = [shown(points_of(joints, 4) + [32, 0, 0], pose_size=(768, 1024)) for joints in DEEPFASHION]
+    said = [shown(points_of(joints, 4) + np.array([32, 0, 0]), pose_size=(768, 1024)) for joints in DEEPFASHION]
     assert all("they fit 768x1024 (width x height), so check the order" in text for text in said if text)
     assert np.mean([bool(text) for text in said]) >= 0.9
 
@@ -221,7 +221,7 @@ def test_annotations_in_another_frame_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"annotation-train.csv: .*176x256 .*{words}"):
             read_annotations(rows(path, wrong))
 
-    refused("subtract 40 from each x", lambda joints: joints + [0, 40])
+    refused("subtract 40 from each x", lambda joints: joints + np.array([0, 40]))
     refused("scale or shift", lambda joints: joints - [0, 60] + 0.5)
     refused("scale or shift", lambda joints: joints * 2)
     refused("top left quarter.*scale them", lambda joints: joints * [0.5, 64 / 176])

@@ -18,7 +18,7 @@ from cfld.photos.keypoints import keypoints_from
 from cfld.pose import FRAME
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
-from cfld.tools.pictures import to_rgb, turned_upright
+from cfld.tools.pictures import open_heif, to_rgb, turned_upright
 
 MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
@@ -42,7 +42,8 @@ def read_photo(data: bytes) -> Image.Image:
     if not data:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found an empty file")
     try:
-        with DECODING, Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        formats = ("JPEG", "PNG", "WEBP", *(("HEIF",) if open_heif() else ()))
+        with DECODING, Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
             if width * height <= PIXEL_LIMIT:
                 return to_rgb(turned_upright(image))
