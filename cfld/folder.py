@@ -25,12 +25,17 @@ def assign(
 ) -> None:
     """Load these tensors into a module without copying (also from the meta device); dtype: of floating-point tensors.
     Raises UserError, which names the source and counts what is wrong, unless the names are exactly the module's and
-    each shape is right."""
+    each shape is right and each floating-point tensor is one."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     reshaped = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
-    if missing or unexpected or reshaped:
+    retyped = [
+        name
+        for name in expected
+        if name in tensors and tensors[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    if missing or unexpected or reshaped or retyped:
         complaints = []
         if missing:
             complaints.append(f"{len(missing)} of {len(expected)} tensors missing (first: {missing[0]})")
@@ -40,6 +45,11 @@ def assign(
             found, wanted = tuple(tensors[reshaped[0]].shape), tuple(expected[reshaped[0]].shape)
             complaints.append(
                 f"{len(reshaped)} of another shape (first: {reshaped[0]}, {wanted} expected, {found} found)"
+            )
+        if retyped:
+            complaints.append(
+                f"{len(retyped)} of another type (first: {retyped[0]}, {expected[retyped[0]].dtype} expected, "
+                f"{tensors[retyped[0]].dtype} found)"
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from cfld.data.names import check_photo_names, check_photos
 from cfld.photos.keypoints import read_annotations
 from cfld.tools.cli import UserError
 from cfld.tools.files import link, read_text, write_lines
 
-SPLITS = ("train", "test")
+SPLITS, KINDS = ("train", "test"), ("pairs", "annotation")
+SPELLINGS = ("fasion", "fashion")  # of the tables' names
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def read_split(root: Path, split: str) -> Split:
     folder, pairs = root / f"{split}_highres", read_pairs(table_path(root, "pairs", split))
     annotations = read_annotations(table_path(root, "annotation", split))
     photos = sorted({name for pair in pairs for name in pair})
+    check_photo_names(photos, root)
     if missing := [name for name in photos if name not in annotations]:
         raise UserError(f"{root}: {missing[0]} is in a {split} pair but has no annotation")
     if not folder.is_dir():
@@ -79,7 +82,7 @@ def write_split(
 
 def table_path(root: Path, kind: str, split: str) -> Path:
     """The file of pairs or annotations of a split, in either spelling."""
-    names = [f"{fashion}-resize-{kind}-{split}.csv" for fashion in ("fasion", "fashion")]
+    names = [f"{fashion}-resize-{kind}-{split}.csv" for fashion in SPELLINGS]
     for name in names:
         if (root / name).is_file():
             return root / name
@@ -123,10 +126,12 @@ def flat_name(path: Path) -> str:
     return "fashion" + "".join(folders) + identity.replace("_", "") + "_".join([first, "".join(rest)])
 
 
-def prepare(root: Path) -> dict[str, int]:
-    """Flatten the tree of photos, and check that all photos and annotations that the lists name are there.
+def prepare(root: Path, workers: int = 1) -> dict[str, int]:
+    """Flatten the tree of photos, check that all photos and annotations that the lists name are there, and open every
+    photo once, in some processes.
 
-    Returns counts by name. Raises UserError that names file and line of the first thing that is missing or malformed.
+    Returns counts by name. Raises UserError that names file and line of the first thing that is missing or malformed,
+    and all damaged photos.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it must hold MEN/, WOMEN/ and the lists of DeepFashion In-shop")
@@ -135,24 +140,35 @@ def prepare(root: Path) -> dict[str, int]:
         flat_name(p.relative_to(tree)): p for sex in ("MEN", "WOMEN") for p in sorted((tree / sex).glob("*/*/*.jpg"))
     }
     counts = {"photos in MEN/ and WOMEN/": len(photos)}
+    placed: dict[str, Path] = {}  # the photos of the lists, by name
     for split in SPLITS:
-        counts |= prepare_split(root, split, photos, tree)
+        counts |= prepare_split(root, split, photos, tree, placed)
+    check_photos(list(placed.values()), workers)
     return counts
 
 
-def prepare_split(root: Path, split: str, photos: dict[str, Path], tree: Path) -> dict[str, int]:
-    """prepare() for one split. photos: by flattened name, those found below tree."""
+def prepare_split(
+    root: Path, split: str, photos: dict[str, Path], tree: Path, placed: dict[str, Path]
+) -> dict[str, int]:
+    """prepare() for one split. photos: by flattened name, those found below tree; placed: gets those of the lists."""
     list_path, folder = root / f"{split}.lst", root / f"{split}_highres"
     annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
     names, annotations, pairs = read_list(list_path), read_annotations(annotation_path), read_pairs(pairs_path)
     named_in = {name: pairs_path for pair in pairs for name in pair}
     named_in |= dict.fromkeys(annotations, annotation_path) | dict.fromkeys(names, list_path)
+    check_photo_names(named_in, f"{root}, the lists of {split}")
+    if common := [name for name in named_in if name in placed]:
+        raise UserError(
+            f"{root}: no photo may be in both splits, found {len(common)} of {len(named_in)} photos of {split} in "
+            f"{placed[common[0]].parent.name}, too (first: {common[0]}): are both lists of the same version?"
+        )
     for name, path in tqdm(named_in.items(), desc=f"{split} photos", unit="photo"):
-        if not (folder / name).is_file():
+        placed[name] = folder / name
+        if not placed[name].is_file():
             if name not in photos:
                 where = f"{path}, line {line_of(path, name)}"
                 raise UserError(f"{where}: {name} must be in {folder} or in {tree}/MEN or /WOMEN, and is not")
-            link(photos[name], folder / name)
+            link(photos[name], placed[name])
     for name in (name for pair in pairs for name in pair if name not in annotations):
         where = f"{pairs_path}, line {line_of(pairs_path, name)}"
         raise UserError(f"{where}: {name} must have a line in {annotation_path.name}, and has none")

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.data.deepfashion import SPLITS, write_split
+from cfld.data.deepfashion import KINDS, SPELLINGS, SPLITS, write_split
+from cfld.data.names import check_photo_names
 from cfld.photos.crop import PHOTO_SUFFIXES, fit, whole
 from cfld.photos.keypoints import POSE_SUFFIXES, check_confidence, joints_on
 from cfld.tools.cli import UserError, WriteError
@@ -33,17 +34,13 @@ def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str
         raise UserError(f"{root}: no such folder; it must hold one folder of photos per person")
     if not 0 <= test_share < 1:
         raise UserError(f"--test-share must be at least 0 and below 1, found {test_share}")
-    if (root / "train.lst").exists():
-        raise UserError(
-            f"{root}/train.lst already exists: to make the lists again, remove the .lst and .csv files, and "
-            "train_highres and test_highres if this command made them"
-        )
     check_confidence(min_confidence)
     people, passed_over = list_people(root)
-    for what, paths in passed_over.items():
-        print(f"passed over: {len(paths)} {what}, such as {paths[0]}")
     check_names(people)
     tested = round(len(people) * test_share) or int(test_share > 0 and len(people) > 1)
+    refuse_lists(root, tested)
+    for what, paths in passed_over.items():
+        print(f"passed over: {len(paths)} {what}, such as {paths[0]}")
     found: dict[str, list[Keypoints]] = {split: [] for split in SPLITS}  # one entry per person
     left_out: list[str] = []
     for number, photos in enumerate(tqdm(people, desc=str(root), unit="person")):
@@ -70,6 +67,19 @@ def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str
     for split in splits:
         counts |= {f"{split} photos": sum(map(len, found[split])), f"{split} pairs": len(pairs[split])}
     return counts
+
+
+def refuse_lists(root: Path, tested: int) -> None:
+    """Raise UserError if lists of an earlier command are there, of either split: of the test split they would stay
+    beside new ones, and its people would be trained on."""
+    names = [f"{split}.lst" for split in SPLITS]
+    names += [f"{f}-resize-{kind}-{split}.csv" for split in SPLITS for kind in KINDS for f in SPELLINGS]
+    names += [] if tested else ["test_highres"]
+    if there := [name for name in names if (root / name).exists()]:
+        raise UserError(
+            f"{root}/{there[0]} already exists: to make the lists again, remove all that an earlier command has made: "
+            f"{', '.join(there)}"
+        )
 
 
 def list_people(root: Path) -> tuple[list[list[Path]], dict[str, list[Path]]]:
@@ -118,6 +128,7 @@ def check_names(people: list[list[Path]]) -> None:
         if set(name) & set(",:#\n\r") or name in names:
             raise UserError(f"{path}: names must be unique and hold none of , : # and line ends: rename it")
         names.add(name)
+    check_photo_names(names, "photos of one's own")
 
 
 def read_person(

@@ -5,6 +5,7 @@ of its latents, A attributes.
 """
 
 import functools
+import hashlib
 import re
 from itertools import permutations
 from pathlib import Path
@@ -42,6 +43,11 @@ class FashionPairs(Dataset[Pair]):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def listing(self) -> str:
+        """All pairs in their order, as text: what the pairs of a step depend on."""
+        return "\n".join(map(",".join, self.pairs))
 
     def __getitem__(self, number: int) -> Pair:
         source, target = self.pairs[number]
@@ -90,6 +96,11 @@ class PeoplePairs(Dataset[Pair]):
 
     def __len__(self) -> int:
         return self.identities * len(self.orders)
+
+    @property
+    def listing(self) -> str:
+        """What all pairs and their order follow from."""
+        return f"{self.seed} {self.identities} {self.orders}"
 
     def __getitem__(self, number: int) -> Pair:
         order = self.orders[number % len(self.orders)]
@@ -147,8 +158,30 @@ def open_pairs(place: str | Path, split: str, image_size: int, source_size: int)
     made_by = Path(place) / "people.json"
     if split == "train" and made_by.is_file():
         plan = read_object(made_by, "seed", "identities")
-        refuse_measured(range(plan["seed"], plan["seed"] + plan["identities"]))
+        seed, identities = plan["seed"], plan["identities"]
+        if not (type(seed) is type(identities) is int and seed >= 0 and identities >= 1):
+            raise UserError(
+                f"{made_by} must have a seed of 0 or more and 1 or more identities, found {str(seed)[:40]!r} and "
+                f"{str(identities)[:40]!r}: make the folder again with python -m cfld.people"
+            )
+        refuse_measured(range(seed, seed + identities))
     return FashionPairs(place, split, image_size, source_size)
+
+
+def listing_sum(pairs: Pairs) -> str:
+    """The number of pairs, and a hash of which they are and of their order."""
+    return f"{len(pairs)} pairs of sha256 {hashlib.sha256(pairs.listing.encode()).hexdigest()[:16]}"
+
+
+def refuse_common_photos(train: Pairs, test: Pairs) -> None:
+    """Raise UserError if a photo is in pairs of both splits, as where one of them is of an earlier list."""
+    if not (isinstance(train, FashionPairs) and isinstance(test, FashionPairs)):
+        return
+    if common := sorted(set(train.photos) & set(test.photos)):
+        raise UserError(
+            f"{train.root}: no photo may be in both splits, found {len(common)} of {len(test.photos)} test photos in "
+            f"training pairs, too (first: {common[0]}): make both lists again, or remove those of the test split"
+        )
 
 
 def refuse_measured(seeds: range) -> None:

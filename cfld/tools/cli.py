@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import sys
 from collections.abc import Callable
 
@@ -22,12 +23,16 @@ class WriteError(UserError):
 def command(main: Callable[..., None]) -> Callable[..., int]:
     """Make main(argv) a command, which returns its exit code.
 
-    A UserError, an error of the operating system or a lack of memory becomes one line on standard error and exit code
-    2, Ctrl-C exit code 130. Any other error is a bug and keeps its traceback.
+    A UserError, an error of the operating system, a lack of memory or of a compiler becomes one line on standard error
+    and exit code 2, Ctrl-C exit code 130. Any other error is a bug and keeps its traceback. What the console's encoding
+    lacks is printed as its code.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(argv)
             return 0
@@ -39,12 +44,18 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
         except (UserError, OSError) as error:
             text = str(error)
         except (MemoryError, RuntimeError) as error:
-            if not is_lack_of_memory(error):
+            if is_lack_of_memory(error):
+                text = (
+                    f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
+                    "--accumulate and --activation-checkpointing all"
+                )
+            elif is_of_compiler(error):
+                text = (
+                    f"--compile needs a compiler that torch can use, such as g++ ({str(error)[:200]}): install one, "
+                    "or leave --compile out"
+                )
+            else:
                 raise
-            text = (
-                f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
-                "--accumulate and --activation-checkpointing all"
-            )
         print("error: " + " ".join(text.split()), file=sys.stderr)
         return 2
 
@@ -55,6 +66,11 @@ def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that the machine or the GPU has no more memory. (PyTorch's allocator on the CPU raises a
     plain RuntimeError, which only its text tells from others.)"""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def is_of_compiler(error: Exception) -> bool:
+    """Whether an error is one of torch.compile. (To import its classes takes seconds.)"""
+    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -90,13 +106,14 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device; None: CUDA, else MPS, else the CPU. Raises UserError if it cannot be used."""
+def pick_device(name: str | None, option: str = "--device") -> torch.device:
+    """The named device; None: CUDA, else MPS, else the CPU. Raises UserError, which names the option, if tensors cannot
+    be computed there."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{option} {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -85,10 +85,14 @@ class TrainConfig:
             limit, below = (math.inf, "finite") if isinstance(value, float) else (2**63, "below 2^63")
             if not least <= value < limit:
                 raise UserError(f"{flag(f.name)} must be at least {least} and {below}, found {value}")
-        if self.steps and self.epochs:
+        if self.steps is not None and self.epochs is not None:
             raise UserError(f"give one of --steps {self.steps} and --epochs {self.epochs}: both set the length")
-        if not self.timeout > 0:
-            raise UserError(f"--timeout must be more than 0 minutes, found {self.timeout}")
+        for name, unit in (("epochs", ""), ("lr", ""), ("timeout", " minutes")):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{flag(name)} must be more than 0{unit}, found {value}")
+        if self.ema == 1:
+            raise UserError("--ema must be below 1, found 1: EMA weights that keep all of themselves never change")
         for name in ("init", "cache", "ablation"):
             if self.stage == "vae" and getattr(self, name):
                 raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
