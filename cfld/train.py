@@ -207,7 +207,7 @@ def save_samples(
     seeds = [seeded(options.seed, i) for i in range(len(chosen))]
     with state.ema_weights(), processes.autocast(options.precision):
         columns = stage.samples(collate(chosen).to(processes.device), options.sample_steps, seeds)
-    run.save_samples(state.step, columns)
+    run.save_samples(state.step, columns, pairs.frame)
 
 
 @dataclasses.dataclass(frozen=True)

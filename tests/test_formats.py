@@ -17,7 +17,8 @@ from cfld.data.__main__ import main as data_main
 from cfld.edit.__main__ import main as edit_main
 from cfld.photos.clip import pose_files, read_clip
 from cfld.photos.estimator import find_people
-from cfld.photos.keypoints import read_annotations, read_joints, read_pose
+from cfld.photos.formats import frames_in
+from cfld.photos.keypoints import joints_of, read_annotations, read_joints, read_pose
 from cfld.photos.layouts import LAYOUTS
 from cfld.photos.pixels import pose_picture
 from cfld.photos.skeleton import is_skeleton, read_skeleton
@@ -249,6 +250,33 @@ def test_texts_that_are_not_nteds_need_a_size(tmp_path: Path) -> None:
     path.write_text("a man stands\n")
     with pytest.raises(UserError, match="must be the numbers x y"):
         read_joints(path)
+
+
+def mutated(value: object, rng: np.random.Generator) -> object:
+    """A value of JSON in which one thing, anywhere, is another."""
+    odd = (None, True, -1, 0, 1e308, "x", "", [], {}, [[]], [1], {"x": 1}, [None], [[1, 2]], {"keypoints": 5})
+    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
+        return odd[rng.integers(len(odd))]
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key, changed = keys[rng.integers(len(keys))], value.copy()
+    if rng.random() < 0.15:
+        del changed[key]
+    else:
+        changed[key] = mutated(value[key], rng)
+    return changed
+
+
+@pytest.mark.parametrize("row", [row for row, (content, *_) in ROWS.items() if isinstance(content, (dict, list))])
+def test_damaged_content_is_read_or_refused_in_a_sentence(row: str) -> None:
+    content, _, size, *_ = ROWS[row]
+    rng, said = np.random.default_rng(len(row)), 0
+    for _ in range(300):
+        try:
+            joints_of(frames_in(mutated(content, rng))[0], size)
+        except UserError as error:
+            said += 1
+            assert str(error) and "\n" not in str(error)
+    assert said >= 50
 
 
 # Drawn skeletons. -----------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def refuse_lists(root: Path, tested: int) -> None:
     """Raise UserError if lists of an earlier command are there, of either split: of the test split they would stay
     beside new ones, and its people would be trained on."""
     names = [f"{split}.lst" for split in SPLITS]
-    names += [f"{f}-resize-{kind}-{split}.csv" for split in SPLITS for kind in KINDS for f in SPELLINGS]
+    names += [f"{f}-{kind}-{split}.csv" for split in SPLITS for kind in KINDS for f in SPELLINGS]
     names += [] if tested else ["test_highres"]
     if there := [name for name in names if (root / name).exists()]:
         raise UserError(

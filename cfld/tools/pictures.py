@@ -78,7 +78,7 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if image.mode == "F" and 0 <= low <= high <= 1:
         return Image.fromarray(np.rint(255 * values).astype(np.uint8))
-    if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= low <= 255 < high < 2**16):
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high < 2**16):
         return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
     raise UserError(
         f"grey values of 32 bits must be floats within 0 .. 1 or whole numbers of 16 bits, found {low:g} to {high:g}: "
