@@ -128,7 +128,7 @@ def check_names(people: list[list[Path]]) -> None:
         if set(name) & set(",:#\n\r") or name in names:
             raise UserError(f"{path}: names must be unique and hold none of , : # and line ends: rename it")
         names.add(name)
-    check_photo_names(names, "photos of one's own")
+    check_photo_names(sorted(names), "photos of one's own")
 
 
 def read_person(

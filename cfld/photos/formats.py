@@ -170,7 +170,7 @@ def by_image(found: list[Any], images: list[Any]) -> list[Frame]:
     people: dict[Any, list[Array]] = {key: [] for key in listed}
     for each in found:
         # COCO's objects of which no joint is labelled have zeros only.
-        if isinstance(each, dict) and any(np.ravel(each.get("keypoints", []))):
+        if isinstance(each, dict) and any(each.get("keypoints") or []):
             people.setdefault(str(each["image_id"]) if not listed else each["image_id"], []).append(instance(each))
     frames = []
     for key, points in people.items():
