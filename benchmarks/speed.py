@@ -179,7 +179,7 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
         "pose map": lambda: pose_maps(joints, setup.config.adapter.pose_size),
         "Swin": lambda: model.source_encoder(images),
         "PRD (H_D)": lambda: model.prd(features[-1]),
-        "HGA (H_A)": lambda: model.hga(features),
+        "HGA (H_A)": lambda: model.hga(features[:-1]),
         "pose adapter": lambda: model.pose_adapter(poses),
         "VAE, encoder": lambda: vae.encode(photos),
         "UNet, one branch": lambda: model(*one),

@@ -13,6 +13,7 @@ from cfld.hga import HGAConfig
 from cfld.prd import PRDConfig
 from cfld.scheduler import SchedulerConfig
 from cfld.swin import SwinConfig
+from cfld.tools.checks import check_config
 from cfld.unet import UNetConfig
 from cfld.vae import VAEConfig
 
@@ -36,6 +37,7 @@ class CFLDConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
+        check_config(self, "")
         unet, vae, swin, prd, hga, adapter = self.unet, self.vae, self.swin, self.prd, self.hga, self.adapter
         if self.unet_trainable not in TRAINABLE:
             raise ValueError(f"unet_trainable must be one of {', '.join(TRAINABLE)}, found {self.unet_trainable!r}")
@@ -113,7 +115,7 @@ def _parse_field(value: Any, hint: Any, name: str) -> Any:
             raise ValueError(f"{name} must be a list, found {value!r}")
         return tuple(_parse_field(item, typing.get_args(hint)[0], name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return value  # check_config makes it a float
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise ValueError(f"{name} must be {hint.__name__}, found {value!r}")
     if hint is int and value < 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cfld.baselines import build, read_config, to_dict
 from cfld.config import CFLDConfig
 from cfld.model import CFLD
-from cfld.tools.cli import UserError
+from cfld.tools.cli import UserError, pick_device
 from cfld.tools.files import atomic, write_json, write_text
 from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
@@ -86,8 +86,11 @@ def load(
     device, dtype: where and as what to hold the weights
     channels_last: hold the weights of convolutions in torch's channels_last memory format, which samples faster
     -> the model and its VAE, in eval mode
-    Raises UserError if a file is missing, damaged, or does not fit the config.
+    Raises UserError if a file is missing, damaged, or does not fit the config, or the device cannot be used.
     """
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype must be one of floating-point numbers, such as torch.float32, found {dtype}")
+    device = pick_device(str(device), "device")
     folder = bundled() if folder is None else Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
@@ -134,6 +137,9 @@ def save_parts(
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False, card: str = "") -> None:
     """Write a model folder that load() reads, as save_parts() does."""
+    if not (isinstance(model, CFLD) and isinstance(vae, VAE)):
+        kinds = f"{type(model).__name__} and {type(vae).__name__}"
+        raise UserError(f"save(folder, model, vae) takes a CFLD and a VAE, found {kinds}")
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
     save_parts(folder, model.config, replace=replace, card=card, model=model, vae=vae)

@@ -12,9 +12,11 @@ C latent channels, h x w positions of the latents.
 
 import math
 import numbers
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,13 +32,15 @@ from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, Past
 from cfld.scheduler import Scheduler
+from cfld.tools.checks import described
 from cfld.tools.cli import UserError
-from cfld.tools.pictures import to_rgb, turned_upright
+from cfld.tools.pictures import read_image, to_rgb, turned_upright
 from cfld.vae import VAE
 
 SCALE_LIMIT = 100  # of guidance, either sign
 DECODED_PIXELS = 2**19  # at a time: two images of 512x512, for which the decoder needs a GiB in half precision
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
+Photo = Image.Image | np.ndarray | str | os.PathLike[str]
 OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
 
 
@@ -66,6 +70,8 @@ class SamplingConfig:
                 limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
                 raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
         interval = self.guidance_interval
+        if isinstance(interval, str) or not hasattr(interval, "__len__"):
+            raise UserError(f"guidance_interval must be two numbers, found {str(interval)[:60]!r}")
         if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
             found = " ".join(map(str, interval))
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
@@ -253,6 +259,20 @@ def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
     return pose_maps(joints, model.config.adapter.pose_size).to(model.dtype)
 
 
+def opened(photo: Photo) -> Image.Image:
+    """A photo as generate takes it -> RGB, upright. Raises UserError."""
+    if isinstance(photo, (str, os.PathLike)):
+        return read_image(Path(photo), upright=True)
+    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
+        photo = Image.fromarray(np.ascontiguousarray(photo)) if photo.size else Image.new("RGB", (0, 0))
+    if not isinstance(photo, Image.Image) or not all(photo.size):
+        raise UserError(
+            "photo must be a PIL image of at least 1x1, a path or an array (H, W, 3) of uint8, found "
+            f"{f'one of {photo.width}x{photo.height}' if isinstance(photo, Image.Image) else described(photo)}"
+        )
+    return to_rgb(turned_upright(photo))
+
+
 def default_size(image_size: int) -> tuple[int, int]:
     """Height and width of the pictures of a model with images of this size: the paper's larger or smaller format."""
     return (512, 352) if image_size >= 512 else FRAME
@@ -260,6 +280,9 @@ def default_size(image_size: int) -> tuple[int, int]:
 
 def check_size(size: tuple[int, int], name: str = "size") -> None:
     """Raise UserError unless pictures of this size (height, width) show people as they are; name: of what to blame."""
+    whole = hasattr(size, "__len__") and len(size) == 2
+    if not whole or not all(_is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
+        raise UserError(f"{name} must be height and width, whole numbers within 1 .. 8192, found {str(size)[:60]}")
     height, width = size
     if not same_shape(FRAME, size):
         reason = "in another shape people would be thin or broad"
@@ -271,7 +294,7 @@ def check_size(size: tuple[int, int], name: str = "size") -> None:
 def generate(
     model: CFLD,
     vae: VAE,
-    photo: Image.Image,
+    photo: Photo,
     keypoints: np.ndarray | Tensor,
     config: SamplingConfig = PAPER,
     *,
@@ -282,33 +305,36 @@ def generate(
 ) -> list[Image.Image]:
     """Generate the person of a photo in other poses.
 
-    photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to
-        11:16 (width:height)
+    photo: of one person: a PIL image, a path, or an array (H, W, 3) of uint8; turned upright as
+        its EXIF data say; padded with the colour of its border to 11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
     -> B pictures
-    Raises UserError if keypoints have another shape, are not finite or are of another frame, or if the size has another
-    shape.
+    Raises UserError for a photo, keypoints, size or seed of another kind, shape or range.
     """
-    size = size or default_size(model.config.image_size)
+    size = default_size(model.config.image_size) if size is None else size
     check_size(size)
-    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
-    if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
+    array = keypoints.detach().cpu().numpy() if isinstance(keypoints, Tensor) else np.asarray(keypoints)
+    numeric = array.dtype.kind in "fiu" and array.shape[-2:] == (18, 2) and array.ndim in (2, 3) and len(array)
+    if not numeric or not (np.abs(array) < 1e6).all():
         raise UserError(
-            f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: "
-            "cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
+            "keypoints must be (18, 2) or (B, 18, 2) finite numbers, pixels of the 256x176 frame, found "
+            f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
-    keypoints = keypoints.reshape(-1, 18, 2)
+    keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
+    if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
+        raise UserError(f"seed must be a whole number of at least 0 and below 2^63, found {str(seed)[:60]}")
+    seed = int(seed)
     images = sample(
         model,
         vae,
-        source_tensor(model, to_rgb(turned_upright(photo))),
+        source_tensor(model, opened(photo)),
         pose_tensor(model, keypoints),
         config,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
         progress=progress,
         on_step=on_step,
     )
-    return to_pictures(images, size)
+    return to_pictures(images, (int(size[0]), int(size[1])))

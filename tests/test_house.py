@@ -24,6 +24,7 @@ NETWORKS = ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
 
 # From the ground up. A module imports from its own line and from those above it in this list, which lie below.
 FLOORS = (
+    ("tools.checks",),
     ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler", "samplers"),
     ("tools",),
     ("people",),
@@ -109,10 +110,10 @@ def test_nobody_imports_a_command(module: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_import_torch_einops_and_each_other(name: str) -> None:
+def test_networks_import_torch_einops_each_other_and_checks(name: str) -> None:
     packages = {"torch", "einops", "cfld"} | set(sys.stdlib_module_names)
     assert {module.split(".")[0] for module in IMPORTS[f"cfld.{name}"]} <= packages
-    assert ARROWS[f"cfld.{name}"] <= {f"cfld.{other}" for other in NETWORKS}
+    assert ARROWS[f"cfld.{name}"] <= {f"cfld.{other}" for other in NETWORKS} | {"cfld.tools.checks"}
 
 
 @pytest.mark.parametrize("module", FILES)
