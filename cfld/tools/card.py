@@ -30,6 +30,19 @@ model, vae = cfld.load("DIR")  # this folder
 
     python -m cfld.sample --model DIR --source photo.jpg --pose pose.json --out out.png
 """
+LOAD_STUDENT = """\
+It is a student: it generates in 2 to 8 steps, without guidance, and in no other way.
+
+```python
+import cfld
+from cfld.sampling import TURBO
+
+model, vae = cfld.load("DIR")  # this folder
+pictures = cfld.generate(model, vae, photo, pose, TURBO)
+```
+
+    python -m cfld.sample --model DIR --turbo --source photo.jpg --pose pose.json --out out.png
+"""
 LOAD_PARTS = """\
 It holds parts of a model, for `python -m cfld.train --init DIR`.
 """
