@@ -103,6 +103,7 @@ class SamplingConfig:
 PAPER = SamplingConfig()
 FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
 TURBO = SamplingConfig(steps=4, sampler="turbo")  # of a student, one UNet row a step (docs/turbo.md)
+TURBO_HELP = f"{TURBO.steps} steps of the model folder's student, unless --steps is given"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from cfld.evaluate.protocol import (
 from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
 from cfld.samplers import SAMPLERS
+from cfld.sampling import TURBO_HELP
 from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, join
@@ -78,14 +79,15 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler; the paper's is ddpm")
-    options.add_argument("--steps", type=int, default=50, help="sampling steps")
+    options.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
+    options.add_argument("--steps", type=int, help="sampling steps (default: 50)")
+    options.add_argument("--turbo", action="store_true", help=TURBO_HELP)
     options.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     options.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     options.add_argument("--seed", type=int, default=0, help="of the noise")
     options.add_argument("--batch", type=int, default=8, help="images at a time; changes results only by rounding")
     options.add_argument(
-        "--precision", choices=PRECISIONS, help="of the weights (default: fp32; --model on CUDA: bf16)"
+        "--precision", choices=PRECISIONS, help="of the weights (default: of --model bf16 where hardware has it)"
     )
     options.add_argument("--device", help=DEVICE_HELP)
     options.add_argument(

@@ -19,11 +19,11 @@ from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, collate, seeded
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.protocol import PairSet, picture_names
-from cfld.folder import load, load_vae
+from cfld.folder import TURBO_FILE, load, load_vae
 from cfld.photos.pixels import to_pictures, to_range
 from cfld.pose import pose_maps
-from cfld.sampling import SamplingConfig, sample
-from cfld.tools.cli import PRECISIONS
+from cfld.sampling import PAPER, TURBO, SamplingConfig, sample
+from cfld.tools.cli import PRECISIONS, UserError, pick_precision
 from cfld.tools.files import open_folder, remove_leftovers, sha256
 from cfld.tools.pictures import save_image
 from cfld.tools.processes import Processes
@@ -62,8 +62,9 @@ def generate_missing(
 
 
 def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:
-    """A model's images; the noise of pair i depends only on the seed and on i."""
-    model, vae = load(folder, device, dtype, channels_last=True)
+    """A model's, or its student's, images; the noise of pair i depends only on the seed and on i."""
+    model, vae = load(folder, device, dtype, channels_last=True, turbo=config.sampler == "turbo")
+    config.check_student(model.config.distilled)
 
     def generate(indices: list[int], batch: Batch) -> Tensor:
         target_keypoints = batch.keypoints.chunk(2)[1]
@@ -98,24 +99,34 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
     source: Path = options.model or options.vae
     config: CFLDConfig = read_config(source / "config.json")
     device = processes.device
-    precision = options.precision or ("bf16" if device.type == "cuda" and options.model else "fp32")
-    files = ("config.json", "vae.safetensors", *(("model.safetensors",) if options.model else ()))
+    dtype = pick_precision(options.precision or (None if options.model else "fp32"), device)
+    files = ["config.json", "vae.safetensors", *(["model.safetensors"] if options.model else [])]
+    if options.model and options.turbo and config.distilled is None:
+        files.append(TURBO_FILE)
+        if not (source / TURBO_FILE).is_file():
+            raise UserError(f"{source} holds no student for --turbo: it lacks {TURBO_FILE} (docs/turbo.md)")
     asked: dict[str, Any] = {
         **{name: sha256(source / name) for name in files},
         "size": options.size,
         **{name: value for name, value in cases.facts().items() if name.startswith("sha256")},
         "resize": "bicubic, antialiased, truncated to 8 bits",
-        "precision": precision,
+        "precision": next(name for name, kind in PRECISIONS.items() if kind == dtype),
     }
     if options.model:
-        how = SamplingConfig(options.steps, options.sampler, options.pose_scale, options.appearance_scale)
+        base = TURBO if options.turbo else PAPER
+        if options.turbo and options.sampler:
+            raise UserError("--turbo must stand without --sampler: a student has its own sampler")
+        steps = base.steps if options.steps is None else options.steps
+        how = SamplingConfig(steps, options.sampler or base.sampler, options.pose_scale, options.appearance_scale)
         how.check_steps(config)
+        if config.distilled or not options.turbo:  # else the student says what it has taken in
+            how.check_student(config.distilled)
         facts = asdict(how)
         del facts["guidance_interval"]  # which is not an option here
         asked |= {**facts, "seed": options.seed}
-        prepare = partial(with_model, source, how, options.seed, device, PRECISIONS[precision])
+        prepare = partial(with_model, source, how, options.seed, device, dtype)
     else:
-        prepare = partial(with_vae, source, device, PRECISIONS[precision])
+        prepare = partial(with_vae, source, device, dtype)
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
     folder = options.out / "pictures"
     if processes.is_main:

@@ -120,12 +120,14 @@ def command_line(module: str, options: Any) -> list[str]:
     return words
 
 
-def training_card(options: Any, image_size: int, load: str = LOAD) -> str:
+def training_card(options: Any, image_size: int, load: str | None = None) -> str:
     """The card of what a training makes.
 
     options: a TrainConfig
     image_size: of the model
+    load: how to load it (default: as a model folder, or a student's)
     """
+    load = load or (LOAD_STUDENT if options.stage == "distill" else LOAD)
     synthetic = str(options.data).startswith("people:")
     licence, base_models = read_card(options.init) if options.init else ("mit", [])
     if licence == "mit" and not synthetic:

@@ -36,7 +36,7 @@ from cfld.samplers import boundary
 from cfld.sampling import TURBO, NoisePredictor, guidance, guided_noise, sample
 from cfld.scheduler import Scheduler
 from cfld.student import add_adapters
-from cfld.tools.card import LOAD_STUDENT, training_card
+from cfld.tools.card import training_card
 from cfld.training.checkpoint import frozen_hash
 from cfld.training.initial import initial_model, trained_model
 from cfld.training.options import TrainConfig
@@ -159,6 +159,5 @@ class DistillStage(nn.Module):
         """Write the student as a model folder, its adapters merged, and beside it turbo.safetensors, the student apart:
         copied into the teacher's folder, --turbo finds it there."""
         model, vae = trained_model(self.options, self.config, learnt, self.frozen_sha256)
-        card = training_card(self.options, self.config.image_size, LOAD_STUDENT)
-        save(folder, model, vae, replace=True, card=card)
+        save(folder, model, vae, replace=True, card=training_card(self.options, self.config.image_size))
         save_student(folder.with_name(TURBO_FILE), self.config, learnt)
