@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MICRO, micro_model
 from PIL import Image
-from references import noise, relative_error
+from references import diffusers_unet, noise, relative_error
 from run_folders import assert_same, logged, weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +19,8 @@ import cfld
 from cfld.baselines import read_config, to_dict
 from cfld.config import CFLDConfig, DistilledConfig
 from cfld.convert.__main__ import main as convert
+from cfld.convert.export import in_layout
+from cfld.convert.layouts import layout_of
 from cfld.data.batch import Batch
 from cfld.edit.edit import edit
 from cfld.folder import TURBO_FILE, load, load_student, save_student
@@ -458,3 +460,43 @@ def test_turbo_on_the_command_line(both: Path, adapted: Path, micro_folder: Path
     fails(sample_command, *refused, "--model", adapted / "model", words=["is a student", "--turbo"])
     fails(sample_command, *refused, "--model", both, "--turbo", "--fast", words=["--turbo must stand without"])
     fails(sample_command, *refused, "--model", both, "--turbo", "--pose-scale", 1, words=["scales must be 2 and 2"])
+
+
+# For other code.
+
+
+@torch.no_grad()
+def test_exported_adapters_make_diffusers_unet_the_student(both: Path, adapted: Path, tmp_path: Path) -> None:
+    lora = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    for layout in ("peft", "kohya"):
+        assert convert(["export", "--to", layout, str(both), str(tmp_path / layout)]) == 0
+    peft, kohya = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("peft", "kohya"))
+    assert {key.rpartition(".")[0] for key in peft if "lora_A" in key} and len(kohya) == len(peft) * 3 // 2
+    read, alphas = lora._convert_non_diffusers_lora_to_diffusers(dict(kohya))  # diffusers' own reader
+    assert set(alphas.values()) == {2.0}
+
+    def name_of(key: str) -> str:  # diffusers moves between two spellings of the same
+        return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+
+    assert {name_of(key) for key in read} == peft.keys()
+    teacher, student = load(both)[0], load(both, turbo=True)[0]
+    c = MICRO.unet
+    theirs = diffusers_unet(c.channels, c.context_width, c.groups, c.latent_channels, c.num_heads)
+    theirs.load_state_dict(in_layout(teacher.unet, layout_of("UNet", "diffusers")))
+    for key in peft:
+        if "lora_A" in key:
+            layer = theirs.get_submodule(key.removeprefix("unet.").removesuffix(".lora_A.weight"))
+            a, b = peft[key], peft[key.replace("lora_A", "lora_B")]
+            layer.weight += (b.flatten(1) @ a.flatten(1)).view(layer.weight.shape)
+    z, t, prompt = noise(1, 4, 8, 8), torch.tensor([300]), noise(1, 3, 16)
+    assert relative_error(student.unet(z, t, prompt), theirs(z, t, prompt)[0]) <= 1e-5
+
+
+def test_a_student_of_whole_weights_has_no_adapters_to_export(fails, distilled: Path, tmp_path: Path) -> None:
+    fails(convert, "export", "--to", "kohya", distilled, tmp_path / "x", words=["only adapters", "--rank"])
+
+
+def test_a_merged_student_is_a_folder_of_its_own(both: Path, adapted: Path, tmp_path: Path) -> None:
+    assert convert(["merge", str(both), str(tmp_path / "merged")]) == 0
+    assert_same(load_file(tmp_path / "merged" / "model.safetensors"), weights(adapted))
+    assert read_config(tmp_path / "merged" / "config.json").distilled.rank == 2
