@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-FILES = ("cost", "figures", "gpu", "metrics", "quality", "recipes", "speed")
+FILES = ("cost", "figures", "gpu", "metrics", "quality", "recipes", "speed", "turbo")
 
 
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
