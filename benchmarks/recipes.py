@@ -255,8 +255,8 @@ TURBO = "--batch 16 --steps 6000 --lr 2e-4 --warmup 100 --decay-at 0.8 --clip 1 
 def turbo(options: argparse.Namespace) -> None:
     """Distil a model into its student, MODEL/turbo.safetensors, and measure it.
 
-    The people and the cache are those of `tiny`, or --data and --cache. All UNet weights train, or adapters of --rank in
-    --targets layers. The student is packed in half precision; then `turbo.py measure` measures it. With --compare, a
+    The people and the cache are those of `tiny`, or --data and --cache. All UNet weights train, or adapters of --rank
+    in --targets layers. The student is packed in half precision; then `turbo.py measure` measures it. With --compare, a
     student by the other recipe is trained equally long and measured, too, and stays in runs/turbo.
 
         python benchmarks/recipes.py turbo

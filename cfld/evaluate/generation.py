@@ -5,6 +5,7 @@ Letters in shapes: B pairs, H side of an image.
 
 import argparse
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ def generate_missing(
     processes: Processes,
 ) -> None:
     """Generate those of the first count pairs that are not in the folder, each process its share. Pictures are
-    truncated to 8 bits, as in the public code."""
+    truncated to 8 bits, as in the public code. While a batch is generated, threads read the next one and write the one
+    before."""
     if processes.is_main:
         remove_leftovers(folder)
     processes.barrier()
@@ -51,13 +53,29 @@ def generate_missing(
     generate = prepare() if missing else None
     done = len(mine) - len(missing)
     with tqdm(total=len(mine), initial=done, desc="generating", unit="image", disable=not processes.is_main) as bar:
-        for first in range(0, len(missing), batch):
-            indices = missing[first : first + batch]
-            assert generate is not None
-            images = generate(indices, collate([pairs[i] for i in indices]))
+        parts = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+
+        def read(indices: list[int]) -> Batch:
+            return collate([pairs[i] for i in indices])
+
+        def write(indices: list[int], images: Tensor) -> int:
             for i, picture in zip(indices, to_pictures(images, size, rounding=False), strict=True):
                 save_image(paths[i], picture)
-            bar.update(len(indices))
+            return len(indices)
+
+        with ThreadPoolExecutor(2) as threads:
+            following, written = [threads.submit(read, part) for part in parts[:1]], list[Future[int]]()
+            for part, after in zip(parts, [*parts[1:], None], strict=True):
+                assert generate is not None
+                current = following.pop().result()
+                if after is not None:
+                    following.append(threads.submit(read, after))
+                images = generate(part, current).cpu()
+                if written:
+                    bar.update(written.pop().result())
+                written.append(threads.submit(write, part, images))
+            for future in written:
+                bar.update(future.result())
     processes.wait_for_work()
 
 
