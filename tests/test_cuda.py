@@ -6,6 +6,7 @@ CFLD_CUDA_TESTS_ON=cpu python -m pytest -m cuda   the same tests on the CPU: do 
 
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,12 @@ pytestmark = [
 LATENTS, TIMESTEP = "unet_sample", 601  # of the official call
 
 
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions in fp32, not in TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+@pytest.fixture(autouse=True, scope="module")
+def exact() -> Iterator[None]:
+    """Convolutions in fp32, not in TF32, which is their default."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def predicted(dtype: torch.dtype) -> torch.Tensor:

@@ -47,9 +47,7 @@ class TrainConfig:
     data: str | None = option(None, "folder prepared by cfld.data, or people:2000x4 (synthetic people)")
     cache: str | None = option(None, "encoded photos, made by cfld.data cache with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option(
-        "cfld", "what to train; vae and source come before tiny's cfld, distill after it", choices=STAGE_NAMES
-    )
+    stage: str = option("cfld", "what to train; tiny: vae, source, cfld; distill comes after cfld", choices=STAGE_NAMES)
     recipe: str = option("paper", "the paper's or the released code's dropping and lr", choices=RECIPES)
     steps: int | None = option(None, "length of the training in steps (default: by --epochs)", 1)
     epochs: float | None = option(None, "length of the training in epochs, instead of --steps (default: 100)", 0)
