@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -475,8 +476,9 @@ def test_exported_adapters_make_diffusers_unet_the_student(both: Path, adapted: 
     read, alphas = lora._convert_non_diffusers_lora_to_diffusers(dict(kohya))  # diffusers' own reader
     assert set(alphas.values()) == {2.0}
 
-    def name_of(key: str) -> str:  # diffusers moves between two spellings of the same
-        return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+    def name_of(key: str) -> str:  # of attention, that reader gives an older spelling
+        plain = re.sub(r"\.processor\.(to_\w+?)_lora\.", r".\1.lora.", key).replace(".to_out.lora.", ".to_out.0.lora.")
+        return plain.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
     assert {name_of(key) for key in read} == peft.keys()
     teacher, student = load(both)[0], load(both, turbo=True)[0]
