@@ -7,7 +7,6 @@ CFLD_CUDA_TESTS_ON=cpu python -m pytest -m cuda   the same tests on the CPU: do 
 import copy
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +83,7 @@ def test_pictures_are_those_of_the_cpu_and_the_same_each_time(config: SamplingCo
     assert relative_error(there, paint("cpu")) <= 1e-2  # random weights amplify rounding over the steps
 
 
-OPTIONS = ("--ema", 0.9, "--save-every", 2)
+OPTIONS = ("--ema", 0.9, "--save-every", 2, "--decay-at", 1)  # so that the length changes no learning rate
 
 
 def test_a_training_that_is_stopped_on_the_device_ends_where_it_would_have(run) -> None:
@@ -99,7 +98,8 @@ def test_a_training_that_is_stopped_on_the_device_ends_where_it_would_have(run) 
         assert relative_error(weights(halves)[name], x) <= 1e-4, name
 
 
-def test_checkpoints_go_from_a_cpu_to_the_device_and_back(run, whole: Path) -> None:
+def test_checkpoints_go_from_a_cpu_to_the_device_and_back(run) -> None:
+    whole = run("at home", "--steps", 6, *OPTIONS)
     run("travelling", "--steps", 2, *OPTIONS)
     run("travelling", "--steps", 4, "--resume", *OPTIONS, "--device", DEVICE)
     back = run("travelling", "--steps", 6, "--resume", *OPTIONS, "--device", "cpu")
@@ -109,7 +109,10 @@ def test_checkpoints_go_from_a_cpu_to_the_device_and_back(run, whole: Path) -> N
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_training_in_half_precision_follows_the_one_in_fp32(run, precision: str) -> None:
     whole, half = (
-        [x["loss"] for x in logged(run(f"{name} on the device", "--steps", 3, "--precision", name, "--device", DEVICE))]
+        [
+            x["loss"]
+            for x in logged(run(f"{name} by {precision}", "--steps", 3, "--precision", name, "--device", DEVICE))
+        ]
         for name in ("fp32", precision)
     )
     assert half == pytest.approx(whole, rel=5e-2)
