@@ -25,8 +25,18 @@ from cfld.photos.crop import Crop, fit, fitted
 from cfld.photos.keypoints import Joints, add_pose_options, joints_on, pose_settings, read_joints
 from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.samplers import SAMPLERS
-from cfld.sampling import FAST, PAPER, SamplingConfig, check_size, generate
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, parse_size, pick_device
+from cfld.sampling import FAST, PAPER, TURBO, TURBO_HELP, SamplingConfig, check_size, generate
+from cfld.tools.cli import (
+    DEVICE_HELP,
+    PRECISION_HELP,
+    PRECISIONS,
+    UserError,
+    command,
+    command_parser,
+    parse_size,
+    pick_device,
+    pick_precision,
+)
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
 from cfld.vae import VAE
@@ -50,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     """Add the options of every command that samples; --size only if sized."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
-    group.add_argument("--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)")
+    group.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     group.add_argument("--device", help=DEVICE_HELP)
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the UNet: takes minutes, pays off for many images"
@@ -60,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
     group.add_argument("--steps", type=int, help="sampling steps; best a divisor of 1000 with ddpm, ddim (default: 50)")
     group.add_argument("--fast", action="store_true", help=FAST_HELP)
+    group.add_argument("--turbo", action="store_true", help=TURBO_HELP)
     group.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
     group.add_argument(
         "--pose-scale",
@@ -86,7 +97,9 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
-    base = FAST if options.fast else PAPER
+    if options.turbo and (options.fast or options.sampler):
+        raise UserError("--turbo must stand without --fast and --sampler: a student has its own sampler")
+    base = TURBO if options.turbo else FAST if options.fast else PAPER
     try:
         return SamplingConfig(
             steps=base.steps if options.steps is None else options.steps,
@@ -154,11 +167,13 @@ def compile_frozen(unet: nn.Module) -> None:
 
 
 def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFLD, VAE]:
-    """Load the model and its VAE as the options say. Raises UserError if config has too many steps for it."""
+    """Load the model, or with --turbo its student, and its VAE as the options say. Raises UserError if config does not
+    fit it."""
     device = pick_device(options.device)
-    precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    model, vae = load(options.model, device, precision, channels_last=True)
+    precision = pick_precision(options.precision, device)
+    model, vae = load(options.model, device, precision, channels_last=True, turbo=options.turbo)
     config.check_steps(model.config, "--steps")
+    config.check_student(model.config.distilled)
     if options.compile:
         compile_frozen(model.unet)
     return model, vae

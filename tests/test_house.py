@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
 HALL = {
     "unet", "vae", "swin", "prd", "hga", "adapter", "scheduler", "samplers", "pose", "config", "model", "objective",
-    "sampling", "sample", "train", "folder",
+    "sampling", "sample", "train", "folder", "student",
 }  # fmt: skip
 NETWORKS = ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
 
@@ -33,6 +33,7 @@ FLOORS = (
     ("data",),
     ("config",),
     ("model",),
+    ("student",),
     ("baselines",),
     ("folder",),
     ("data.encode",),

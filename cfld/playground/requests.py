@@ -91,10 +91,11 @@ class PaintRequest:
     keypoints: np.ndarray
     seeds: list[int]
     config: SamplingConfig
+    model: CFLD  # that paints it
 
 
-def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
-    """The body of POST /paint, checked. Raises UserError."""
+def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) -> PaintRequest:
+    """The body of POST /paint, checked. The sampler turbo asks for the student. Raises UserError."""
     photo, pose, seeds, *how = values_of(
         parse_json(body), "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"
     )
@@ -103,9 +104,13 @@ def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
     if not 1 <= len(seeds) <= SEED_LIMIT:
         raise UserError(f"the number of seeds must be within 1 .. {SEED_LIMIT}, found {len(seeds)}")
     config = SamplingConfig(*how)
-    config.check_steps(model.config)
+    painter = student if student is not None and config.sampler == "turbo" else model
+    config.check_steps(painter.config)
+    config.check_student(painter.config.distilled)
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return PaintRequest(fitted(read_photo(data)), keypoints_from(pose, FRAME, layout=OWN_LAYOUT), seeds, config)
+    return PaintRequest(
+        fitted(read_photo(data)), keypoints_from(pose, FRAME, layout=OWN_LAYOUT), seeds, config, painter
+    )
