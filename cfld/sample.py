@@ -36,6 +36,7 @@ from cfld.tools.cli import (
     parse_size,
     pick_device,
     pick_precision,
+    require_compiler,
 )
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
@@ -162,6 +163,7 @@ def compile_frozen(unet: nn.Module) -> None:
     them. Needs memory for a second copy of them, and a minute or two at the first call with each batch size."""
     from torch._inductor import config as inductor  # here, since it takes a second to import
 
+    require_compiler(next(unet.parameters()).device)
     compiled = torch.compile(unet.forward, dynamic=False)
     unet.forward = inductor.patch(freezing=True)(compiled)
 

@@ -41,7 +41,7 @@ from cfld.data.encode import manifest
 from cfld.data.pairs import DescribedPairs, FashionPairs, PeoplePairs, listing_sum, open_pairs, refuse_common_photos
 from cfld.objective import step_noise
 from cfld.sampling import SamplingConfig
-from cfld.tools.cli import PRECISIONS, UserError, command
+from cfld.tools.cli import PRECISIONS, UserError, command, require_compiler
 from cfld.tools.files import alone_in
 from cfld.tools.processes import Processes, join
 from cfld.training.attention import write_out_attention
@@ -303,6 +303,8 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     checkpoint_activations(stage, options.activation_checkpointing)
     if processes.device.type == "cpu":
         write_out_attention(stage)  # in half precision, where it is faster
+    if options.compile:
+        require_compiler(processes.device)
     for module in stage.modules() if options.compile else ():
         if isinstance(module, UNet):
             module.compile()

@@ -139,7 +139,7 @@ def test_every_module_can_be_imported_by_itself() -> None:
 
 
 def test_the_seven_files_of_the_paper_read_in_one_sitting() -> None:
-    assert sum(len(FILES[f"cfld.{name}"].read_text().splitlines()) for name in NETWORKS) <= 1100
+    assert sum(len(FILES[f"cfld.{name}"].read_text().splitlines()) for name in NETWORKS) <= 1130
 
 
 @pytest.mark.parametrize("name", ROWS)

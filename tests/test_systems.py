@@ -68,6 +68,15 @@ def test_an_error_of_the_compiler_is_one_line_and_one_of_the_code_is_not(fails, 
         other([])
 
 
+def test_a_compiler_that_is_not_there_is_missed_before_the_work(tmp_path: Path, fails, argv) -> None:
+    options = argv("no compiler", "--steps", 1, "--compile")
+    environment = {**os.environ, "CXX": "/nonexistent/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = [sys.executable, "-m", "cfld.train", *options]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: --compile needs a compiler" in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_file_is_not_replaced_by_way_of_a_folder_that_is_not_there(tmp_path: Path, fails) -> None:
     Image.new("RGB", (88, 128)).save(tmp_path / "a.png")
     (tmp_path / "p.json").write_text("precious")
@@ -223,7 +232,7 @@ def test_a_killed_worker_of_a_training_is_one_line(argv, tmp_path: Path) -> None
     options[options.index("--out") + 1] = str(out)
     run = subprocess.Popen([sys.executable, "-m", "cfld.train", *options], stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: (out / "log.jsonl").is_file())
+        wait_for(lambda: list((out / "checkpoints").glob("step_*.safetensors")))
         os.kill(children(run.pid)[-1], signal.SIGKILL)
         _, said = run.communicate(timeout=600)
     finally:

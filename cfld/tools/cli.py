@@ -70,6 +70,15 @@ def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raise an error that is_of_compiler knows, before the minutes of work that lead to it, if torch.compile needs a
+    compiler of C++ for a device and finds none."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # here, since it takes a second to import
+
+        get_cpp_compiler()
+
+
 def is_of_compiler(error: Exception) -> bool:
     """Whether an error is one of torch.compile. (To import its classes takes seconds.)"""
     return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
