@@ -18,6 +18,23 @@ from cfld.unet import UNetConfig
 from cfld.vae import VAEConfig
 
 TRAINABLE = ("cross_kv", "cross_qkv", "all")
+DISTILLATIONS = ("consistency", "trajectory")
+TARGETS = ("attention", "linear", "all")
+
+
+@dataclass(frozen=True)
+class DistilledConfig:
+    """How a student was distilled (cfld/training/distill.py), and therefore how it is sampled."""
+
+    recipe: str = "consistency"  # of DISTILLATIONS
+    scale: float = 2.0  # w_pose = w_app of Eq. 7, which the student has taken in
+    rank: int | None = None  # of its adapters (cfld/student.py); None: all UNet weights were trained
+    targets: str = "linear"  # the layers that have adapters: attention, linear, or all
+
+    def __post_init__(self) -> None:
+        for name, found, allowed in (("recipe", self.recipe, DISTILLATIONS), ("targets", self.targets, TARGETS)):
+            if found not in allowed:
+                raise ValueError(f"distilled.{name} must be one of {', '.join(allowed)}, found {found!r}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class CFLDConfig:
     hga: HGAConfig = field(default_factory=HGAConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    distilled: DistilledConfig | None = None  # of a student, which generates in a few steps without guidance
 
     def __post_init__(self) -> None:
         check_config(self, "")
@@ -108,6 +126,10 @@ def parse(values: dict[str, Any], kind: type = CFLDConfig, path: str = "") -> An
 
 
 def _parse_field(value: Any, hint: Any, name: str) -> Any:
+    if type(None) in typing.get_args(hint):
+        if value is None:
+            return None
+        hint = typing.get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
         return parse(value, typing.cast(type, hint), name + ".")
     if typing.get_origin(hint) is tuple:

@@ -174,7 +174,8 @@ class CFLD(nn.Module):
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Predict the noise in z_t.
 
-        noisy_latents z_t (B, 4, 64, 64)
+        noisy_latents z_t (B, 4, 64, 64), in float32 also where the model is not: at zero terminal SNR, the noise that a
+            velocity implies is z_t but for its last digits
         timesteps (B,) integers, or (1,), one for all samples
         conditions of B samples
         -> noise_pred (B, 4, 64, 64); of a UNet that predicts the velocity, the noise that it implies, in float32
@@ -182,7 +183,11 @@ class CFLD(nn.Module):
         if not isinstance(conditions, Conditions):
             raise ValueError(f"conditions must be what CFLD.condition returns, found {described(conditions)}")
         predicted = self.unet(
-            noisy_latents, timesteps, conditions.prompt, conditions.pose_features, conditions.query_biases
+            noisy_latents.to(self.dtype),
+            timesteps,
+            conditions.prompt,
+            conditions.pose_features,
+            conditions.query_biases,
         )
         if self.config.scheduler.prediction_type == "epsilon":
             return predicted

@@ -24,12 +24,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import CFLDConfig
+from cfld.config import CFLDConfig, DistilledConfig
 from cfld.model import CFLD, Conditions
 from cfld.photos.crop import fitted, same_shape
 from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
-from cfld.samplers import SAMPLERS, Past
+from cfld.samplers import SAMPLERS, STUDENT_SAMPLERS, Past
 from cfld.scheduler import Scheduler
 from cfld.tools.checks import described
 from cfld.tools.cli import UserError
@@ -40,6 +41,7 @@ SCALE_LIMIT = 100  # of guidance, either sign
 DECODED_PIXELS = 2**19  # at a time: two images of 512x512, for which the decoder needs a GiB in half precision
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
 Photo = Image.Image | np.ndarray | str | os.PathLike[str]
+NoisePredictor = Callable[[Tensor, Tensor, Conditions], Tensor]  # a CFLD: (z_t, timesteps, conditions) -> noise_pred
 OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
 
 
@@ -52,7 +54,7 @@ class SamplingConfig:
     """How to sample; the defaults are the paper's. Raises UserError for a value that has no meaning."""
 
     steps: int = 50
-    sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS
+    sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS; "turbo" for a student: that of cfld.samplers.STUDENT_SAMPLERS
     pose_scale: float = 2.0  # w_pose of Eq. 7
     appearance_scale: float = 2.0  # w_app of Eq. 7
     # The timesteps (lowest, highest) at which Eq. 7 applies; at others only the fully conditional branch is used.
@@ -61,7 +63,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not _is_number(self.steps, numbers.Integral) or self.steps < 1:
             raise UserError(f"steps must be a whole number of at least 1, found {str(self.steps)[:60]}")
-        if self.sampler not in list(SAMPLERS):
+        if self.sampler not in [*SAMPLERS, "turbo"]:
             raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, found {str(self.sampler)[:60]!r}")
         for name in ("pose_scale", "appearance_scale"):
             scale = getattr(self, name)
@@ -81,9 +83,34 @@ class SamplingConfig:
         if self.steps > most:
             raise UserError(f"{name} must be within 1 .. {most}, found {self.steps}")
 
+    def check_student(self, distilled: DistilledConfig | None) -> None:
+        """Raise UserError unless a student is sampled as such, with the scales that it has taken in, and no other model
+        is."""
+        if distilled is None:
+            if self.sampler == "turbo":
+                raise UserError(
+                    "--turbo must be used with a student of few steps, found a model that is none: leave it out, or "
+                    "make one by python -m cfld.train --stage distill --init DIR"
+                )
+            return
+        if self.sampler != "turbo":
+            raise UserError(
+                f"this model is a student of few steps without guidance, which must be sampled with --turbo "
+                f"(in Python cfld.sampling.TURBO), found sampler {self.sampler}; its teacher takes any"
+            )
+        scales, taken = (self.pose_scale, self.appearance_scale), distilled.scale
+        if scales != (taken, taken) or self.guidance_interval != SamplingConfig.guidance_interval:
+            raise UserError(
+                f"with --turbo the scales must be {taken:g} and {taken:g} at all timesteps, which the student has "
+                f"taken in, found {scales[0]:g} and {scales[1]:g}"
+                + ("" if self.guidance_interval == SamplingConfig.guidance_interval else " in an interval")
+            )
+
 
 PAPER = SamplingConfig()
 FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
+TURBO = SamplingConfig(steps=4, sampler="turbo")  # of a student, one UNet row a step (docs/turbo.md)
+TURBO_HELP = f"{TURBO.steps} steps of the model folder's student, unless --steps is given"
 
 
 @dataclass(frozen=True)
@@ -129,10 +156,14 @@ def guidance(
     return [weight for weight, _ in counted], Conditions.cat([branch for _, branch in counted])
 
 
-def guided_noise(model: CFLD, latents: Tensor, t: int, weights: list[float], branches: Conditions) -> Tensor:
-    """z_t (B, C, h, w), R weights and branches as guidance gives them -> eps_t of Eq. 7 (B, C, h, w) in float32."""
-    repeated = torch.cat([latents.to(model.device, model.dtype)] * len(weights))
-    timesteps = torch.full((len(repeated),), t, device=repeated.device)
+def guided_noise(
+    model: NoisePredictor, latents: Tensor, t: int | Tensor, weights: list[float], branches: Conditions
+) -> Tensor:
+    """z_t (B, C, h, w), t one for all or (B,), R weights and branches as guidance gives them -> eps_t of Eq. 7
+    (B, C, h, w) in float32."""
+    repeated = torch.cat([latents] * len(weights))
+    at = t if isinstance(t, Tensor) else torch.full((len(latents),), t, device=latents.device)
+    timesteps = at.repeat(len(weights))
     noise_pred = model(repeated, timesteps, branches).float().chunk(len(weights))
     first, *rest = (weight * eps for weight, eps in zip(weights, noise_pred, strict=True))
     return sum(rest, start=first)
@@ -182,14 +213,18 @@ def denoise(
     progress: whether to show a progress bar
     on_step: called after each step; an exception that it raises ends the sampling
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
-    Raises UserError if the VAE or the number of steps does not fit the model, or the latents are not finite.
+    Raises UserError if the VAE, the sampler or the number of steps does not fit the model, or the latents are not
+    finite.
     """
     config.check_steps(model.config)
+    config.check_student(distilled := model.config.distilled)
     if vae.config != model.config.vae:
         raise UserError(f"the VAE must be the model's, {model.config.vae}, found {vae.config}")
-    scheduler, sampler = model.scheduler, SAMPLERS[config.sampler]
+    scheduler = model.scheduler
+    sampler = STUDENT_SAMPLERS[distilled.recipe] if distilled else SAMPLERS[config.sampler]
     timesteps = scheduler.sampling_timesteps(config.steps, sampler.spacing)
-    guided = guidance(conditions, model.null_prompt, config.pose_scale, config.appearance_scale)
+    scales = (1, 1) if distilled else (config.pose_scale, config.appearance_scale)  # a student has taken Eq. 7 in
+    guided = guidance(conditions, model.null_prompt, *scales)
     lowest, highest = config.guidance_interval
     side, device = model.config.image_size // vae.config.factor, model.device
     shape = (len(conditions), model.config.unet.latent_channels, side, side)
@@ -251,7 +286,9 @@ def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
-    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device."""
+    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device. Raises
+    UserError if the keypoints are not in the 256x176 frame."""
+    check_keypoints(keypoints.numpy(force=True) if isinstance(keypoints, Tensor) else keypoints)
     joints = torch.as_tensor(keypoints, dtype=torch.float32, device=model.device)
     return pose_maps(joints, model.config.adapter.pose_size).to(model.dtype)
 
@@ -305,7 +342,7 @@ def generate(
     photo: of one person: a PIL image, a path, or an array (H, W, 3) of uint8; turned upright as
         its EXIF data say; padded with the colour of its border to 11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
-    size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
+    size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
     -> B pictures
@@ -318,7 +355,7 @@ def generate(
     if not numeric or not (np.abs(array) < 1e6).all():
         raise UserError(
             "keypoints must be (18, 2) or (B, 18, 2) finite numbers, pixels of the 256x176 frame, found "
-            f"{array.shape} of {array.dtype}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
+            f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
     if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):

@@ -83,9 +83,10 @@ class Scheduler:
         alpha_bar = self.alpha_bar(timesteps)
         return alpha_bar.sqrt().to(latents.dtype) * latents + (1 - alpha_bar).sqrt().to(latents.dtype) * noise
 
-    def clean_latents(self, latents: Tensor, noise_pred: Tensor, t: int) -> Tensor:
-        """Eq. 1 solved for the clean latents: x_t and eps_theta(x_t, t) (B, C, h, w) -> the predicted x_0."""
-        abar_t = self.alpha_bar_at(t)
+    def clean_latents(self, latents: Tensor, noise_pred: Tensor, t: int | Tensor) -> Tensor:
+        """Eq. 1 solved for the clean latents: x_t and eps_theta(x_t, t) (B, C, h, w), t one for all or (B,) -> the
+        predicted x_0."""
+        abar_t = self.alpha_bar(t) if isinstance(t, Tensor) else self.alpha_bar_at(t)
         return (latents - (1 - abar_t) ** 0.5 * noise_pred) / abar_t**0.5
 
     def implied_noise(self, latents: Tensor, x_0: Tensor, t: int) -> Tensor:

@@ -4,6 +4,7 @@
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the full model
     python -m cfld.train --out RUN --resume                       continue after any stop; SIGTERM and Ctrl-C save
     python -m cfld.train --finetune DIR --data ROOT --out RUN     from a model folder, with its architecture
+    python -m cfld.train --stage distill --init DIR --data ROOT --out RUN    a student that needs four steps
     python -m cfld.train --dry-run ...                            memory and time of a step; writes nothing
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training; 8 processes share each batch
 
@@ -207,7 +208,7 @@ def save_samples(
     seeds = [seeded(options.seed, i) for i in range(len(chosen))]
     with state.ema_weights(), processes.autocast(options.precision):
         columns = stage.samples(collate(chosen).to(processes.device), options.sample_steps, seeds)
-    run.save_samples(state.step, columns)
+    run.save_samples(state.step, columns, pairs.frame)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +313,7 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     fp16 = options.precision == "fp16"
     state = State.begin(trained, config, stage.frozen_sha256, options.peak_lr, ema=options.ema > 0, scaled=fp16)
     state.pairs = data.listing
+    stage.ema = state.ema
     if request.dry_run:
         return dry_run(stage, state, data, run, processes, settled)
 

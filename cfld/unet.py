@@ -350,7 +350,7 @@ class UNet(nn.Module):
             ("query biases", query_biases, biases),
         ):
             if found is not None and len(found) != expected:
-                raise ValueError(f"number of {what} must be {expected}, found {len(found)}")
+                raise ValueError(f"the number of {what} must be {expected}, found {len(found)}")
         for level, feature in enumerate(pose_features or ()):
             shape = (samples, config.channels[level], height // 2**level, width // 2**level)
             check_tensor(f"pose feature {level}", feature, shape, weight)

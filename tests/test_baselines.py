@@ -191,7 +191,7 @@ def test_the_prompt_has_its_tokens_and_follows_the_source(row: str) -> None:
     other = model.condition(images.flip(0), POSES)
     assert torch.equal(conditions.prompt, other.prompt) == (row == "B1")
     assert relative_error(model(LATENTS, TIMESTEPS, conditions), model(LATENTS, TIMESTEPS, other)) > 1e-4
-    with pytest.raises(ValueError, match=r"source_images .*, 3, \d+, \d+\), found Tensor of \(1, 3, 20, 20\)"):
+    with pytest.raises(ValueError, match=r"source_images must be .* \(S, 3, \d+, \d+\), found .*\(1, 3, 20, 20\)"):
         model.condition(noise(1, 3, 20, 20), POSES)
 
 

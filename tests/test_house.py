@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 ROWS = re.findall(r"^\|[^|]+\| `(cfld\.[\w.]+)` \|$", README, re.M)
 HALL = {
     "unet", "vae", "swin", "prd", "hga", "adapter", "scheduler", "samplers", "pose", "config", "model", "objective",
-    "sampling", "sample", "train", "folder",
+    "sampling", "sample", "train", "folder", "student",
 }  # fmt: skip
 NETWORKS = ("unet", "vae", "swin", "prd", "hga", "adapter", "scheduler")
 
@@ -33,6 +33,7 @@ FLOORS = (
     ("data",),
     ("config",),
     ("model",),
+    ("student",),
     ("baselines",),
     ("folder",),
     ("data.encode",),
@@ -118,9 +119,11 @@ def test_networks_import_torch_einops_each_other_and_checks(name: str) -> None:
 
 @pytest.mark.parametrize("module", FILES)
 def test_only_six_packages_are_imported_at_run_time(module: str) -> None:
-    optional = {"cfld.photos.estimator": {"ai_edge_litert"}, "cfld.training.run_folder": {"tensorboard"}}.get(
-        module, set()
-    )
+    optional = {
+        "cfld.photos.estimator": {"ai_edge_litert"},
+        "cfld.training.run_folder": {"tensorboard"},
+        "cfld.tools.pictures": {"pillow_heif"},
+    }.get(module, set())
     allowed = {"torch", "safetensors", "numpy", "PIL", "einops", "tqdm", "cfld", *optional}
     assert {name.split(".")[0] for name in IMPORTS[module]} <= allowed | set(sys.stdlib_module_names)
 

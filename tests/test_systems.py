@@ -232,7 +232,7 @@ def test_a_killed_worker_of_a_training_is_one_line(argv, tmp_path: Path) -> None
     options[options.index("--out") + 1] = str(out)
     run = subprocess.Popen([sys.executable, "-m", "cfld.train", *options], stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: (out / "log.jsonl").is_file())
+        wait_for(lambda: list((out / "checkpoints").glob("step_*.safetensors")))
         os.kill(children(run.pid)[-1], signal.SIGKILL)
         _, said = run.communicate(timeout=600)
     finally:

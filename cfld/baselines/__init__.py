@@ -58,8 +58,10 @@ def build(config: CFLDConfig, **pretrained: Any) -> CFLD:
 
 def to_dict(config: CFLDConfig) -> dict[str, Any]:
     """A config as plain dictionaries, for config.json."""
-    name = baseline_of(config)
-    return ({"baseline": name} if name else {}) | dataclasses.asdict(config)
+    name, values = baseline_of(config), dataclasses.asdict(config)
+    if config.distilled is None:
+        del values["distilled"]
+    return ({"baseline": name} if name else {}) | values
 
 
 def from_dict(values: dict[str, Any]) -> CFLDConfig:

@@ -21,6 +21,7 @@ from cfld.data.batch import Pair
 from cfld.data.cache import Cache
 from cfld.data.deepfashion import read_split
 from cfld.photos.pixels import to_square
+from cfld.pose import FRAME
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_object
 from cfld.tools.pictures import read_image
@@ -38,7 +39,7 @@ class FashionPairs(Dataset[Pair]):
     def __init__(self, root: str | Path, split: str, image_size: int, source_size: int):
         self.root, self.image_size, self.source_size = Path(root), image_size, source_size
         self.lists = read_split(self.root, split)
-        self.pairs, self.photos = self.lists.pairs, self.lists.photos
+        self.pairs, self.photos, self.frame = self.lists.pairs, self.lists.photos, self.lists.frame
         self.cache: Cache | None = None
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class PeoplePairs(Dataset[Pair]):
             raise UserError(f"people must be 1 or more in 2 or more poses, found people:{identities}x{poses}")
         refuse_measured(range(seed, seed + identities))
         self.seed, self.image_size, self.source_size = seed, image_size, source_size
-        self.identities, self.orders = identities, list(permutations(range(poses), 2))
+        self.identities, self.orders, self.frame = identities, list(permutations(range(poses), 2)), FRAME
 
     def __len__(self) -> int:
         return self.identities * len(self.orders)
@@ -129,7 +130,7 @@ class DescribedPairs(Dataset[Pair]):
     """
 
     def __init__(self, pairs: Pairs):
-        self.pairs = pairs
+        self.pairs, self.frame = pairs, pairs.frame
         pairs.person(0)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ leaves no trace in a module that torch.compile has compiled. Values are read onl
 import dataclasses
 import numbers
 import sys
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -63,12 +64,16 @@ def check_config(config: Any, name: str) -> None:
     ValueError, which names the field, for one of another type, or of a size that no network has."""
     hints, prefix = typing.get_type_hints(type(config)), f"{name}." if name else ""
     for field in dataclasses.fields(config):
-        if not dataclasses.is_dataclass(hints[field.name]):
-            value = _plain(getattr(config, field.name), hints[field.name], prefix + field.name)
-            object.__setattr__(config, field.name, value)
-        elif not isinstance(getattr(config, field.name), hints[field.name]):
-            kind = hints[field.name].__name__
-            raise ValueError(f"{prefix}{field.name} must be a {kind}, found {getattr(config, field.name)!r:.60}")
+        value: Any = getattr(config, field.name)
+        hint: Any = hints[field.name]
+        if isinstance(hint, types.UnionType):  # X | None
+            if value is None:
+                continue
+            hint = typing.get_args(hint)[0]
+        if not dataclasses.is_dataclass(hint):
+            object.__setattr__(config, field.name, _plain(value, hint, prefix + field.name))
+        elif not isinstance(value, kind := typing.cast(type, hint)):
+            raise ValueError(f"{prefix}{field.name} must be a {kind.__name__}, found {value!r:.60}")
 
 
 def _plain(value: Any, hint: Any, name: str) -> Any:

@@ -3,12 +3,14 @@
 import argparse
 import functools
 import io
+import platform
 import sys
 from collections.abc import Callable
 
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_HELP = "of the weights (default: bf16 where hardware multiplies it, else fp32)"
 DEVICE_HELP = "cuda, cpu, ... (default: the best available)"
 
 
@@ -113,6 +115,25 @@ def parse_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and below 2^63, found {text!r}")
     return int(text)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware: CUDA; of CPUs those with AMX, AVX-512 BF16 or Arm's BF16."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return sys.platform == "linux" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_precision(name: str | None, device: torch.device) -> torch.dtype:
+    """The named precision; None: bf16 where hardware multiplies it, which a line on standard error says of CPUs, else
+    fp32."""
+    if name is None:
+        name = "bf16" if multiplies_bf16(device) else "fp32"
+        if name == "bf16" and device.type == "cpu":
+            print("bf16, which this CPU multiplies in hardware; --precision fp32 is exact", file=sys.stderr)
+    return PRECISIONS[name]
 
 
 def pick_device(name: str | None, option: str = "--device") -> torch.device:

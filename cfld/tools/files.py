@@ -132,7 +132,10 @@ def lock(folder: Path) -> int:
     try:
         import fcntl
     except ImportError:
-        import msvcrt
+        try:
+            import msvcrt
+        except ImportError:
+            raise OSError("no locks") from None
 
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
         try:

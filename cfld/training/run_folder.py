@@ -104,10 +104,10 @@ class RunFolder:
         for old in checkpoints(self.path)[: -self.options.keep]:
             old.unlink()
 
-    def save_samples(self, step: int, columns: list[Tensor]) -> None:
-        """Write samples/step_*.png of columns of images (B, 3, H, H) in [-1, 1]."""
+    def save_samples(self, step: int, columns: list[Tensor], size: tuple[int, int] = FRAME) -> None:
+        """Write samples/step_*.png of columns of images (B, 3, H, H) in [-1, 1], in this size (height, width)."""
         if columns:
-            grid = picture_grid([to_pictures(column, FRAME) for column in columns])
+            grid = picture_grid([to_pictures(column, size) for column in columns])
             save_image(self.path / "samples" / f"step_{step:08d}.png", grid)
 
     def last_checkpoint(self) -> str:
