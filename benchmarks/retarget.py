@@ -4,9 +4,9 @@
     PYTHONPATH=. python benchmarks/retarget.py docs/retarget.webp            and the picture
 
 One camera, with one zoom and one ground, photographs person A in a pose, and person B in that pose and in another one.
-From A's joints and those of B's other photo, retarget computes B's joints in A's pose. The error is the mean distance of
-the joints that all photos show from B's own, in pixels of the 256x176 frame; `without` is that of A's joints. Seeds are
-of people on whom nothing is trained. A pose has no soles, so the ground is where the lower ankle is.
+From A's joints and those of B's other photo, retarget computes B's joints in A's pose. The error is the mean distance
+of the joints that all photos show from B's own, in pixels of the 256x176 frame; `without` is that of A's joints. Seeds
+are of people on whom nothing is trained. A pose has no soles, so the ground is where the lower ankle is.
 """
 
 import argparse
@@ -75,9 +75,9 @@ def short_and_tall(count: int, seed: int = 0) -> list[tuple[int, int]]:
 
 def print_typical(count: int = 400) -> None:
     """Print the typical body of cfld.photos.retarget, from people who are not measured."""
-    found = []
+    found, standing = [], people.sample_pose(np.random.default_rng(0), "stand", "front", "full")
     for seed in range(count):
-        joints = posed_joints(figure(people.identity(seed)).vertices)
+        joints = pose_figure(figure(people.identity(seed)), standing).joints
         joints = np.concatenate([joints, joints[HIPS].mean(axis=0, keepdims=True)])
         lengths = [[] for _ in BODY]
         for start, end, kind in TREE[:14]:
@@ -113,13 +113,14 @@ def photo(seed: int, pose: people.Pose) -> Image.Image:
 
 
 def make_picture(path: Path) -> None:
-    """Two rows, a short person in the pose of a tall one and the reverse: the person, the pose, the pose on the person,
-    the person's own, and both laid over each other."""
+    """Two rows, a short person in the pose of a tall one and the reverse: the person; the other one in the pose, and
+    the pose; the pose retargeted; the person in that pose, rendered."""
     ordered = sorted(range(FIRST, LAST), key=height)
     rng = np.random.default_rng(4)
     rows = []
     for b, a, name in ((ordered[0], ordered[-1], "stride"), (ordered[-1], ordered[0], "arms up")):
-        pose, other = people.sample_pose(rng, name, "quarter", "full"), people.sample_pose(rng, "relaxed", "front", "full")
+        pose = people.sample_pose(rng, name, "quarter", "full")
+        other = people.sample_pose(rng, "relaxed", "front", "full")
         given, own = joints_of(a, pose), joints_of(b, other)
         result = retarget(given, own)
         rows.append([photo(b, other), photo(a, pose), skeleton(given), skeleton(result), photo(b, pose)])

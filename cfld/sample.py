@@ -23,6 +23,7 @@ from cfld.model import CFLD
 from cfld.photos.crop import Crop, fit, fitted, same_shape
 from cfld.photos.keypoints import add_pose_options, joints_on, pose_settings, read_joints
 from cfld.photos.pixels import picture_grid, pose_picture
+from cfld.photos.retarget import retarget
 from cfld.pose import FRAME
 from cfld.samplers import SAMPLERS
 from cfld.sampling import FAST, PAPER, SamplingConfig, generate
@@ -32,6 +33,7 @@ from cfld.tools.pictures import check_picture_name, read_image, save_image
 from cfld.vae import VAE
 
 SOURCE_POSE_HELP = "pose of the source's first person, to crop around (default: pad the photo)"
+RETARGET_HELP = "give the poses the proportions of the person in --source-pose"
 FAST_HELP = f"{FAST.steps} steps of {FAST.sampler}, unless --steps or --sampler is given"
 SIZE_HELP = "output size, 16:11 (height:width) (default: 512x352; small models 256x176)"
 EDIT_COMMANDS = ("edit", "interpolate", "sequence", "attention")  # of cfld.edit
@@ -106,25 +108,34 @@ def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int
         refuse_overwrite(path, options.force)
 
 
-def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Image.Image:
+def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tuple[Image.Image, np.ndarray | None]:
     """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
-    given, otherwise padded."""
+    given, otherwise padded. -> the photo, and keypoints (18, 2) of the person in it if the pose is given. Raises
+    UserError, also if --retarget lacks the pose."""
     photo = read_image(path, upright=True)
     if pose is None:
-        return fitted(photo)
+        if options.retarget:
+            raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
+        return fitted(photo), None
     joints = joints_on(photo, pose, min_confidence=options.min_confidence, layout=options.layout)
-    return fit((photo.height, photo.width), joints).cut(photo)
+    crop = fit((photo.height, photo.width), joints)
+    return crop.cut(photo), crop.to_frame(joints)
 
 
-def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
-    """Read B values of --pose -> keypoints (B, 18, 2). together: all poses in pictures of one size share a crop window,
-    as frames of a video do."""
+def read_poses(
+    texts: Sequence[str], options: argparse.Namespace, source: np.ndarray | None = None, together: bool = False
+) -> np.ndarray:
+    """Read B values of --pose -> keypoints (B, 18, 2), in the proportions of the source (18, 2) if given. together:
+    they are frames of a video, so those in pictures of one size share a crop window, and all are of one person."""
     found = [read_joints(text, **pose_settings(options)) for text in texts]
 
     def window(joints: np.ndarray, size: tuple[float, float]) -> Crop:
         return fit(size, np.concatenate([j for j, s in found if s == size]) if together else joints)
 
-    return np.stack([window(*pose).to_frame(pose[0]) for pose in found])
+    keypoints = np.stack([window(*pose).to_frame(pose[0]) for pose in found])
+    if source is None:
+        return keypoints
+    return retarget(keypoints, source) if together else np.stack([retarget(pose, source) for pose in keypoints])
 
 
 def compile_frozen(unet: nn.Module) -> None:
@@ -155,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.sample", __doc__)
     parser.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
     parser.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
+    parser.add_argument("--retarget", action="store_true", help=RETARGET_HELP)
     parser.add_argument(
         "--pose", required=True, nargs="+", action="extend", metavar="FILE", help="poses to generate, one image each"
     )
@@ -170,8 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     check_outs(outs, options, len(outs))
-    photo = read_source(options.source, options.source_pose, options)
-    keypoints = read_poses(options.pose, options)
+    photo, own = read_source(options.source, options.source_pose, options)
+    keypoints = read_poses(options.pose, options, own if options.retarget else None)
     model, vae = open_model(options, config)
     for first in range(0, len(outs), options.batch):
         part = slice(first, first + options.batch)

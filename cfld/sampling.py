@@ -26,6 +26,7 @@ from cfld.config import CFLDConfig
 from cfld.model import CFLD, Conditions
 from cfld.photos.crop import fitted
 from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.photos.retarget import retarget
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, Past
 from cfld.scheduler import Scheduler
@@ -262,6 +263,7 @@ def generate(
     keypoints: np.ndarray | Tensor,
     config: SamplingConfig = PAPER,
     *,
+    source_keypoints: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -272,6 +274,8 @@ def generate(
     photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to
         11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
+    source_keypoints (18, 2): the same of the person in the photo, whose proportions each pose then gets
+        (cfld.photos.retarget; for frames of a sequence call it first); None: the poses as they are
     size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
@@ -285,6 +289,8 @@ def generate(
             "cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = keypoints.reshape(-1, 18, 2)
+    if source_keypoints is not None:
+        keypoints = torch.from_numpy(np.stack([retarget(pose, source_keypoints) for pose in keypoints.numpy()]))
     images = sample(
         model,
         vae,

@@ -40,6 +40,7 @@ from cfld.photos.keypoints import joints_on, pose_settings
 from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.sample import (
+    RETARGET_HELP,
     SOURCE_POSE_HELP,
     add_options,
     check_outs,
@@ -185,8 +186,8 @@ def run_interpolate(options: argparse.Namespace) -> None:
 
 def run_sequence(options: argparse.Namespace) -> None:
     config, outs = check_frames(options)
-    photo = read_source(options.source, options.source_pose, options)
-    keypoints = read_poses(pose_files(options.pose), options, together=True)
+    photo, own = read_source(options.source, options.source_pose, options)
+    keypoints = read_poses(pose_files(options.pose), options, own if options.retarget else None, together=True)
     model, vae = open_model(options, config)
     parts = in_poses(model, source_tensor(model, photo), keypoints, options.batch)
     write_frames(model, vae, parts, config, outs, options)
@@ -266,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     sequence = add("sequence", run_sequence, "Generate one person in many poses from the same noise.")
     sequence.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
     sequence.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
+    sequence.add_argument("--retarget", action="store_true", help=RETARGET_HELP)
     sequence.add_argument(
         "--pose",
         required=True,

@@ -24,22 +24,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfld.photos.crop import BOTTOM, BREADTH, TOP
 from cfld.pose import FRAME
 from cfld.tools.cli import UserError
 
 Array = NDArray[Any]
 PELVIS, NECK, NOSE = 18, 1, 0  # the pelvis, the middle of the hips, is a joint of this module's own
-HIPS, KNEES, ANKLES = [8, 11], [9, 12], [10, 13]
+SHOULDERS, ELBOWS, HIPS, ANKLES = [2, 5], [3, 6], [8, 11], [10, 13]
 LIMB_BONES = [2, 3, 5, 6]  # of BODY
 BODY = ("torso", "shoulder", "upper arm", "forearm", "hip", "thigh", "shin", "head")
 # Each in torsos (neck to pelvis): of the people of cfld.people (benchmarks/retarget.py prints it). The head's is from
-# neck to nose, which points to the camera as a rule.
+# neck to nose; it points to the camera as a rule, so that is 13 % less than its length.
 TYPICAL = np.log([1.0, 0.335, 0.555, 0.484, 0.201, 0.785, 0.787, 0.373])
 SPREAD = np.array([1e-6, 0.03, 0.012, 0.03, 0.04, 0.022, 0.018, 0.03])  # of people, around TYPICAL; a share
 LIMBS = 0.026  # the same, of arms and legs together: who has long legs has long arms
 NOISE = np.array([0.02, 0.025, 0.03, 0.03, 0.025, 0.03, 0.035, 0.06])  # of what is seen, by perspective; a share
 SHORTENED = np.array([0.015, 0.7, 0.08, 0.25, 0.7, 0.05, 0.05, 0.1])  # by how much a bone mostly is; a share
+ROOM = np.array([0.08, 0.05]), np.array([0.95, 0.95])  # of FRAME's height and width: where joints may come to lie
 LIFT = 0.08  # of the torso, by which the neck rises when both arms do
 TREE = (  # parent, child, and which of BODY the bone is; parents first
     (PELVIS, NECK, 0), (NECK, 2, 1), (NECK, 5, 1), (2, 3, 2), (5, 6, 2), (3, 4, 3), (6, 7, 3), (PELVIS, 8, 4),
@@ -49,18 +49,23 @@ TREE = (  # parent, child, and which of BODY the bone is; parents first
 MEASURED = [bone for bone in TREE if NOSE not in bone[:1]]  # all but those of the face, which turns
 
 
-def with_pelvis(poses: Array) -> Array:
-    """poses (n, 18, 2) -> (n, 19, 2), float64, nan = missing. The pelvis is the middle of the hips, or the one seen."""
+def completed(poses: Array) -> Array:
+    """poses (n, 18, 2) -> joints (n, 19, 2), float64, nan = missing, with the pelvis: the middle of the hips, or the
+    one that is seen; and, where the neck is missing, the same of the shoulders."""
     joints = np.where((poses >= 0).all(axis=2, keepdims=True), poses, np.nan).astype(np.float64)
-    right, left = joints[:, 8], joints[:, 11]
-    pelvis = np.where(np.isnan(right), left, np.where(np.isnan(left), right, (left + right) / 2))
-    return np.concatenate([joints, pelvis[:, None]], axis=1)
+    joints = np.concatenate([joints, np.full((len(poses), 1, 2), np.nan)], axis=1)
+    for middle, (right, left) in ((NECK, SHOULDERS), (PELVIS, HIPS)):
+        one = np.where(np.isnan(joints[:, right]), joints[:, left], joints[:, right])
+        both = (joints[:, right] + joints[:, left]) / 2
+        guess = np.where(np.isnan(both), one, both)
+        joints[:, middle] = np.where(np.isnan(joints[:, middle]), guess, joints[:, middle])
+    return joints
 
 
 def arms_raised(joints: Array) -> Array:
     """joints (n, 19, 2) -> (n,) from 0, both arms down, to 1, both up: as much as they lift the shoulders."""
     torso = np.linalg.norm(joints[:, NECK] - joints[:, PELVIS], axis=1)[:, None]
-    up = (joints[:, [2, 5], 0] - joints[:, [3, 6], 0]) / (torso * np.exp(TYPICAL[2]))
+    up = (joints[:, SHOULDERS, 0] - joints[:, ELBOWS, 0]) / (torso * np.exp(TYPICAL[2]))
     return np.nan_to_num(np.clip(up + 0.2, 0, 1)).mean(axis=1)
 
 
@@ -128,11 +133,10 @@ def on_the_ground(joints: Array, result: Array, legs: float) -> Array:
 
 
 def within_frame(joints: Array, result: Array) -> Array:
-    """Make result (n, 19, 2) smaller, all poses alike, where it reaches farther out than joints do and than `fit`
-    places people."""
-    height, width = FRAME
-    low = np.fmin(np.nanmin(joints, axis=(0, 1)), [TOP * height, (1 - BREADTH) / 2 * width])
-    high = np.fmax(np.nanmax(joints, axis=(0, 1)), [BOTTOM * height, (1 + BREADTH) / 2 * width])
+    """Make result (n, 19, 2) smaller, all poses alike, where it reaches farther out than joints do and than
+    ROOM."""
+    low, high = (limits * FRAME for limits in ROOM)
+    low, high = np.fmin(np.nanmin(joints, axis=(0, 1)), low), np.fmax(np.nanmax(joints, axis=(0, 1)), high)
     first, last = np.nanmin(result, axis=(0, 1)), np.nanmax(result, axis=(0, 1))
     factor = min(1.0, *((high - low) / np.maximum(last - first, 1e-6)))
     centre = np.array([np.nanmax(joints[..., 0]), np.nanmean(joints[:, :, 1])])
@@ -155,7 +159,7 @@ def retarget(keypoints: Array, source: Array) -> Array:
             f"retarget takes keypoints (18, 2) or (n, 18, 2) and a source (18, 2), found {poses.shape} and "
             f"{source.shape}"
         )
-    joints, own = with_pelvis(poses.reshape(-1, 18, 2)), with_pelvis(source[None])
+    joints, own = completed(poses.reshape(-1, 18, 2)), completed(source[None])
     (proportions, sizes), (own_proportions, own_sizes) = body(joints), body(own)
     if np.isnan(own_sizes).all() or np.isnan(sizes).all():
         raise UserError(
@@ -170,5 +174,5 @@ def retarget(keypoints: Array, source: Array) -> Array:
     if standing:
         result = on_the_ground(joints, result, float(np.exp(ratios[5:7]).mean()))
     result = within_frame(joints, result)[:, :18]
-    inside = ((result >= 0) & (result < FRAME)).all(axis=2, keepdims=True)  # nan is not
-    return np.where(inside, result, -1).astype(np.float32).reshape(poses.shape)
+    shown = (poses.reshape(result.shape) >= 0) & (result >= 0) & (result < FRAME)  # nan is not
+    return np.where(shown.all(axis=2, keepdims=True), result, -1).astype(np.float32).reshape(poses.shape)
