@@ -88,10 +88,10 @@ def print_typical(count: int = 400) -> None:
         print(f"{name}: {mean:.3f} torsos, spread {100 * spread:.1f} %")
 
 
-def print_table(count: int) -> None:
+def print_table(count: int, hidden: bool) -> None:
     for title, pairs in (("two by chance", by_chance(count)), ("a short and a tall one", short_and_tall(count))):
         for view in (None, "front"):
-            without, error = errors(pairs, view=view, hidden=True).mean(axis=0)
+            without, error = errors(pairs, view=view, hidden=hidden).mean(axis=0)
             print(f"| {title} | {view or 'any'} | {without:.1f} | {error:.1f} | {error / without:.2f} |", flush=True)
 
 
@@ -132,10 +132,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", nargs="?", type=Path, help="where to write the picture")
     parser.add_argument("--pairs", type=int, default=100, help="of each kind; 0 for the picture alone")
+    parser.add_argument("--hidden", action="store_true", help="leave out the joints that the body hides; slower")
     options = parser.parse_args()
     if options.pairs:
         print_typical()
         print("| people | view of B's photo | without, px | with, px | ratio |\n|---|---|---|---|---|")
-        print_table(options.pairs)
+        print_table(options.pairs, options.hidden)
     if options.picture:
         make_picture(options.picture)

@@ -14,7 +14,8 @@ bones of a body are alike in all poses. So we take, for each of the two people, 
 
 Size and place: if feet are seen in the photo and in the pose, the person is as large as in the photo, and stands on the
 ground of the pose in every frame; the way from the first frame is as much shorter as the legs, so that no foot slides.
-Otherwise, torso and place are the pose's. What would leave the frame is made smaller, all frames alike.
+Otherwise, torso and place are the pose's. What would leave the frame is moved or made smaller, all
+frames alike.
 
 Letters in shapes: n poses, M bones seen in them.
 """
@@ -133,7 +134,7 @@ def on_the_ground(joints: Array, result: Array, legs: float) -> Array:
 
 
 def within_frame(joints: Array, result: Array) -> Array:
-    """Make result (n, 19, 2) smaller, all poses alike, where it reaches farther out than joints do and than
+    """Make result (n, 19, 2) smaller, or move it, all poses alike, where it reaches farther out than joints do and than
     ROOM."""
     low, high = (limits * FRAME for limits in ROOM)
     low, high = np.fmin(np.nanmin(joints, axis=(0, 1)), low), np.fmax(np.nanmax(joints, axis=(0, 1)), high)
