@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from common import ROOT, Official, add_command, benchmark_parser, docs_path, paragraph, provenance, table
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cfld import CFLD, VAE, Swin, UNet, load
 from cfld.convert.export import in_layout
 from cfld.convert.layouts import layout_of
-from cfld.data.batch import StepOrder, step_batches
+from cfld.data.batch import Batch, StepOrder, step_batches
 from cfld.data.deepfashion import prepare
 from cfld.data.encode import write_cache
 from cfld.data.pairs import open_pairs
 from cfld.folder import save
-from cfld.objective import step_noise
+from cfld.objective import StepNoise, step_noise
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.tools.cli import UserError, command
@@ -156,6 +156,7 @@ OURS: dict[str, tuple[str, ...]] = {
     f"{CACHED}, --activation-checkpointing attention": ("--activation-checkpointing", "attention"),
     f"{CACHED}, --compile": ("--compile",),
     f"{CACHED}, fp32": ("--precision", "fp32"),
+    f"{CACHED}, --stage distill": ("--stage", "distill"),
     f"{CACHED}, 2 pairs": ("--batch", "2"),
     f"{CACHED}, 2 pairs, --accumulate 2": ("--batch", "2", "--accumulate", "2"),
 }
@@ -256,6 +257,22 @@ def lines_of(log: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
         time.sleep(0.01)
 
 
+def official_training_loss(model: CFLD, theirs: Official, batch: Batch, noise: StepNoise) -> Tensor:
+    """The loss of a training step of the official loop, which encodes both photos of each pair."""
+    scheduler = model.scheduler
+    assert batch.images is not None  # not from a cache
+    with torch.no_grad():
+        posterior = theirs.vae.encode(to_range(batch.images)).latent_dist
+        latents = (posterior.mean.float() + posterior.std.float() * noise.vae_noise) * theirs.scale
+    timesteps = scheduler.cubic_timesteps(noise.timesteps)
+    noisy = scheduler.add_noise(latents, noise.noise, timesteps)
+    source = to_range(batch.source_images)
+    source = torch.where((noise.flips < 0.5)[:, None, None, None], source.flip(-1), source)
+    conditions = model.condition(source, pose_maps(batch.keypoints, model.config.adapter.pose_size), noise.depth)
+    conditions = model.drop(conditions, noise.drops < 0.2, "paper")
+    return nn.functional.mse_loss(theirs(noisy, timesteps, conditions).float(), noise.noise)
+
+
 def official_losses(run: Path) -> Iterator[float]:
     """Train as the official loop does, a pair per step; the loss of each step when it is done."""
     model, vae = load(run / "model")
@@ -270,25 +287,14 @@ def official_losses(run: Path) -> Iterator[float]:
     trained = [p for name, p in model.named_parameters() if p.requires_grad and name.removeprefix("unet.") not in names]
     trained += [p for p in theirs.unet.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    scheduler, config = model.scheduler, model.config
+    config = model.config
     del model.unet, vae
     optimizer = torch.optim.Adam(trained, lr=5e-7)
     pairs = open_pairs(str(run / "data"), "train", config.image_size, config.source_size)
     for step, batch in enumerate(step_batches(pairs, StepOrder(len(pairs), 1, 0, 0, 1000, range(1)), 0)):
         noise = step_noise(0, step, range(1), config)
-        assert batch.images is not None  # not from a cache
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                posterior = theirs.vae.encode(to_range(batch.images)).latent_dist
-                latents = (posterior.mean.float() + posterior.std.float() * noise.vae_noise) * theirs.scale
-            timesteps = scheduler.cubic_timesteps(noise.timesteps)
-            noisy = scheduler.add_noise(latents, noise.noise, timesteps)
-            source = to_range(batch.source_images)
-            source = torch.where((noise.flips < 0.5)[:, None, None, None], source.flip(-1), source)
-            conditions = model.condition(source, pose_maps(batch.keypoints, config.adapter.pose_size), noise.depth)
-            conditions = model.drop(conditions, noise.drops < 0.2, "paper")
-            noise_pred = theirs(noisy, timesteps, conditions)
-            loss = nn.functional.mse_loss(noise_pred.float(), noise.noise)
+            loss = official_training_loss(model, theirs, batch, noise)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py overfit        memorise eight pairs: docs/overfit.webp, 40 minutes
     python benchmarks/recipes.py tiny           the bundled model from nothing but seeds: weights/tiny, eight hours
+    python benchmarks/recipes.py turbo          the bundled model's student of four steps: docs/turbo_measures.md, hours
     python benchmarks/recipes.py ablations      Table 3 in small: docs/ablations_small.md, hours
 
 Times are of two cores.
@@ -61,10 +62,11 @@ from tqdm import tqdm
 
 from cfld import TINY, VAE, load, save
 from cfld.baselines import ablation, build, read_config
+from cfld.config import DISTILLATIONS, TARGETS
 from cfld.data.batch import collate
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.figure import INK, Tile, draw_figure
-from cfld.folder import assign
+from cfld.folder import TURBO_FILE, assign, bundled
 from cfld.people import identity, photo_pose, render
 from cfld.photos.pixels import picture_grid, to_pictures, to_range
 from cfld.pose import pose_maps
@@ -73,6 +75,7 @@ from cfld.scheduler import SchedulerConfig
 from cfld.tools.card import front_matter
 from cfld.tools.cli import UserError, command, pick_device
 from cfld.tools.files import read_json, sha256, write_json, write_lines, write_text
+from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.training.checkpoint import checkpoints, step_of
 
 PAIR_LIST = "fasion-resize-pairs-train.csv"  # written last
@@ -244,6 +247,40 @@ def training_record(run: Path) -> dict[str, Any]:
         for name, value in line.items():
             columns[name].append(value)
     return {"name": run.name, "options": read_json(run / "config.json")["options"], "log": list(log.values())}
+
+
+TURBO = "--batch 16 --steps 6000 --lr 2e-4 --warmup 100 --decay-at 0.8 --clip 1 --ema 0.95"
+
+
+def turbo(options: argparse.Namespace) -> None:
+    """Distil a model into its student, MODEL/turbo.safetensors, and measure it.
+
+    The people and the cache are those of `tiny`, or --data and --cache. All UNet weights train, or adapters of --rank
+    in --targets layers. The student is packed in half precision; then `turbo.py measure` measures it. With --compare, a
+    student by the other recipe is trained equally long and measured, too, and stays in runs/turbo.
+
+        python benchmarks/recipes.py turbo
+        python benchmarks/recipes.py turbo --rank 8 --targets all       a student of two megabytes
+        python benchmarks/recipes.py turbo --compare
+    """
+    model = options.model or bundled()
+    data, cache = options.data or ROOT / "runs" / "tiny" / "people", options.cache or ROOT / "runs" / "tiny" / "cache"
+    for recipe in DISTILLATIONS if options.compare else (options.distillation,):
+        run = ROOT / "runs" / "turbo" / f"{recipe}_{options.rank}_{options.targets}"
+        if not (run / "model").is_dir():
+            stage = ["--stage", "distill", "--init", model, "--data", data, "--out", run, "--distillation", recipe]
+            stage += ["--rank", options.rank, "--targets", options.targets, "--save-every", 250, "--resume"]
+            stage += ["--cache", cache] if cache.is_dir() else []
+            train_in_two_processes(*stage, *TURBO.split(), *(["--steps", options.steps] if options.steps else []))
+        tensors, metadata = read_safetensors(run / TURBO_FILE, torch.float16)
+        kept = recipe == options.distillation
+        packed = model / TURBO_FILE if kept else run / "packed.safetensors"
+        write_tensors(packed, tensors, metadata)
+        print(f"wrote {packed}, {packed.stat().st_size / 1e6:.1f} MB")
+        measured = [sys.executable, ROOT / "benchmarks" / "turbo.py", "measure", "--model", model, "--student", packed]
+        subprocess.run(
+            [*measured, *([] if kept and options.model is None else ["--out", run / "measured"])], check=True
+        )
 
 
 FROZEN = {"full_frozen": None, "B3_frozen": "B3", "B4_frozen": "B4"}  # around a frozen UNet; their baselines
@@ -504,6 +541,16 @@ def main(argv: list[str] | None = None) -> None:
     add_command(commands, overfit)
     options = add_command(commands, tiny, out=False)
     options.add_argument("--out", type=Path, metavar="DIR", help="the model folder (default: weights/tiny)")
+
+    options = add_command(commands, turbo, out=False)
+    options.add_argument("--model", type=Path, metavar="DIR", help="the teacher (default: the bundled model)")
+    options.add_argument("--data", type=Path, metavar="DIR", help="prepared people (default: those of tiny)")
+    options.add_argument("--cache", type=Path, metavar="DIR", help="of --data (default: that of tiny)")
+    options.add_argument("--distillation", choices=DISTILLATIONS, default="consistency", help="the recipe to keep")
+    options.add_argument("--rank", type=int, default=0, help="of adapters; 0 trains all UNet weights")
+    options.add_argument("--targets", choices=TARGETS, default="linear", help="layers with adapters")
+    options.add_argument("--steps", type=int, help="of the training (default: 6000)")
+    options.add_argument("--compare", action="store_true", help="train and measure both recipes")
 
     options = add_command(commands, ablations)
     options.add_argument("--data", required=True, help="a folder of cfld.people, or people:2000x4")

@@ -43,10 +43,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cfld import CFLD, SD15, TINY, VAE, CFLDConfig, Conditions, generate, people
+from cfld.config import DistilledConfig
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.pose import pose_maps
 from cfld.sample import compile_frozen
-from cfld.sampling import FAST, PAPER, SamplingConfig, default_size, denoise, sample
+from cfld.sampling import FAST, PAPER, TURBO, SamplingConfig, default_size, denoise, sample
 from cfld.scheduler import SchedulerConfig
 from cfld.tools.cli import PRECISIONS, command, pick_device
 from cfld.tools.files import write_json, write_text
@@ -179,7 +180,7 @@ def components(setup: Setup, rounds: int) -> dict[str, Any]:
         "pose map": lambda: pose_maps(joints, setup.config.adapter.pose_size),
         "Swin": lambda: model.source_encoder(images),
         "PRD (H_D)": lambda: model.prd(features[-1]),
-        "HGA (H_A)": lambda: model.hga(features),
+        "HGA (H_A)": lambda: model.hga(features[:-1]),
         "pose adapter": lambda: model.pose_adapter(poses),
         "VAE, encoder": lambda: vae.encode(photos),
         "UNet, one branch": lambda: model(*one),
@@ -263,8 +264,15 @@ def equal(setup: Setup, rounds: int) -> dict[str, Any]:
     return {"distance": ((image - reference).norm() / reference.norm()).item()}
 
 
+def as_student(model: CFLD) -> CFLD:
+    """The model, to be sampled as a student: its weights are random anyway."""
+    student = copy.copy(model)
+    student.config = dataclasses.replace(model.config, distilled=DistilledConfig())
+    return student
+
+
 def sampling(setup: Setup, rounds: int) -> dict[str, Any]:
-    """A whole image, from the photo to the pixels: the official loop, ours, and ours with --fast."""
+    """A whole image, from the photo to the pixels: the official loop, ours, and ours with --fast and --turbo."""
     theirs, compiled, size = setup.official(), setup.compiled(), default_size(setup.config.image_size)
 
     def ours(how: SamplingConfig, model: CFLD = setup.model) -> list[Image.Image]:
@@ -274,8 +282,10 @@ def sampling(setup: Setup, rounds: int) -> dict[str, Any]:
         "the official loop, DDPM 50, three branches": lambda: to_pictures(official_loop(setup, theirs, 50, 0), size),
         "ours, DDPM 50": lambda: ours(PAPER),
         "ours, --fast": lambda: ours(FAST),
+        "ours, --turbo": lambda: ours(TURBO, as_student(setup.model)),
         "ours, DDPM 50, compiled": lambda: ours(PAPER, compiled),
         "ours, --fast, compiled": lambda: ours(FAST, compiled),
+        "ours, --turbo, compiled": lambda: ours(TURBO, as_student(compiled)),
     }
     one = SamplingConfig(steps=1)
     ours(one), official_loop(setup, theirs, 1, 0), ours(one, compiled)  # the first call of each is slower

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
 from cfld.unet import ResBlock
 
 
@@ -23,6 +24,7 @@ class AdapterConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
+        check_config(self, "adapter")
         for channels in self.channels:
             if channels % self.groups:
                 raise ValueError(
@@ -49,7 +51,9 @@ class PoseAdapter(nn.Module):
 
     def forward(self, poses: Tensor) -> list[Tensor]:
         """poses (B, 21, 256, 256) in [0, 1] -> pose features, finest first: (B, 320, 64, 64), (B, 640, 32, 32),
-        (B, 1280, 16, 16)."""
+        (B, 1280, 16, 16). Raises ValueError for poses of another shape, dtype or device."""
+        size = self.config.pose_size
+        check_tensor("poses", poses, ("B", self.config.pose_channels, size, size), self.conv_in.weight)
         x = self.conv_in(F.pixel_unshuffle(poses, self.config.patch_size))
         pose_features = []
         for level, resnet in enumerate(self.resnets):

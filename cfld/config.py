@@ -13,10 +13,28 @@ from cfld.hga import HGAConfig
 from cfld.prd import PRDConfig
 from cfld.scheduler import SchedulerConfig
 from cfld.swin import SwinConfig
+from cfld.tools.checks import check_config
 from cfld.unet import UNetConfig
 from cfld.vae import VAEConfig
 
 TRAINABLE = ("cross_kv", "cross_qkv", "all")
+DISTILLATIONS = ("consistency", "trajectory")
+TARGETS = ("attention", "linear", "all")
+
+
+@dataclass(frozen=True)
+class DistilledConfig:
+    """How a student was distilled (cfld/training/distill.py), and therefore how it is sampled."""
+
+    recipe: str = "consistency"  # of DISTILLATIONS
+    scale: float = 2.0  # w_pose = w_app of Eq. 7, which the student has taken in
+    rank: int | None = None  # of its adapters (cfld/student.py); None: all UNet weights were trained
+    targets: str = "linear"  # the layers that have adapters: attention, linear, or all
+
+    def __post_init__(self) -> None:
+        for name, found, allowed in (("recipe", self.recipe, DISTILLATIONS), ("targets", self.targets, TARGETS)):
+            if found not in allowed:
+                raise ValueError(f"distilled.{name} must be one of {', '.join(allowed)}, found {found!r}")
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,10 @@ class CFLDConfig:
     hga: HGAConfig = field(default_factory=HGAConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    distilled: DistilledConfig | None = None  # of a student, which generates in a few steps without guidance
 
     def __post_init__(self) -> None:
+        check_config(self, "")
         unet, vae, swin, prd, hga, adapter = self.unet, self.vae, self.swin, self.prd, self.hga, self.adapter
         if self.unet_trainable not in TRAINABLE:
             raise ValueError(f"unet_trainable must be one of {', '.join(TRAINABLE)}, found {self.unet_trainable!r}")
@@ -99,23 +119,27 @@ def parse(values: dict[str, Any], kind: type = CFLDConfig, path: str = "") -> An
     its default. Raises ValueError that names the field for one that is unknown or of a wrong type."""
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
-        raise ValueError(f"{path.rstrip('.')} must be an object of fields, found {values!r}")
+        raise ValueError(f"{path.rstrip('.')} must be an object of fields, found {values!r:.60}")
     if unknown := [name for name in values if name not in hints]:
-        raise ValueError(f"unknown field {path}{unknown[0]}: the fields here are {', '.join(hints)}")
+        raise ValueError(f"unknown field {path}{unknown[0]:.60}: the fields here are {', '.join(hints)}")
     return kind(**{name: _parse_field(value, hints[name], f"{path}{name}") for name, value in values.items()})
 
 
 def _parse_field(value: Any, hint: Any, name: str) -> Any:
+    if type(None) in typing.get_args(hint):
+        if value is None:
+            return None
+        hint = typing.get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
         return parse(value, typing.cast(type, hint), name + ".")
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} must be a list, found {value!r}")
+            raise ValueError(f"{name} must be a list, found {value!r:.60}")
         return tuple(_parse_field(item, typing.get_args(hint)[0], name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return value  # check_config makes it a float
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        raise ValueError(f"{name} must be {hint.__name__}, found {value!r}")
+        raise ValueError(f"{name} must be {hint.__name__}, found {value!r:.60}")
     if hint is int and value < 1:
-        raise ValueError(f"{name} must be at least 1, found {value}")
+        raise ValueError(f"{name} must be at least 1, found {value!r:.60}")
     return value

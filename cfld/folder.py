@@ -2,22 +2,29 @@
 
 A partial model folder, as --stage vae and --stage source write it, has vae.safetensors, perhaps
 source_encoder.safetensors, and no model.safetensors.
+
+turbo.safetensors, if there is one, holds what a student (cfld/student.py) has of its own; the rest is the model's.
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cfld.baselines import build, read_config, to_dict
+from cfld.baselines import build, from_dict, read_config, to_dict
 from cfld.config import CFLDConfig
 from cfld.model import CFLD
-from cfld.tools.cli import UserError
+from cfld.student import merge_adapters, student_of
+from cfld.tools.cli import UserError, pick_device
 from cfld.tools.files import atomic, write_json, write_text
 from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
+
+TURBO_FILE = "turbo.safetensors"
 
 
 def assign(
@@ -25,12 +32,17 @@ def assign(
 ) -> None:
     """Load these tensors into a module without copying (also from the meta device); dtype: of floating-point tensors.
     Raises UserError, which names the source and counts what is wrong, unless the names are exactly the module's and
-    each shape is right."""
+    each shape is right and each floating-point tensor is one."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     reshaped = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
-    if missing or unexpected or reshaped:
+    retyped = [
+        name
+        for name in expected
+        if name in tensors and tensors[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    if missing or unexpected or reshaped or retyped:
         complaints = []
         if missing:
             complaints.append(f"{len(missing)} of {len(expected)} tensors missing (first: {missing[0]})")
@@ -40,6 +52,11 @@ def assign(
             found, wanted = tuple(tensors[reshaped[0]].shape), tuple(expected[reshaped[0]].shape)
             complaints.append(
                 f"{len(reshaped)} of another shape (first: {reshaped[0]}, {wanted} expected, {found} found)"
+            )
+        if retyped:
+            complaints.append(
+                f"{len(retyped)} of another type (first: {retyped[0]}, {expected[retyped[0]].dtype} expected, "
+                f"{tensors[retyped[0]].dtype} found)"
             )
         raise UserError(
             f"{source} does not hold this {type(module).__name__}: {', '.join(complaints)}; "
@@ -69,15 +86,22 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    turbo: bool = False,
 ) -> tuple[CFLD, VAE]:
     """Read a model folder.
 
     folder: None for the bundled model
     device, dtype: where and as what to hold the weights
     channels_last: hold the weights of convolutions in torch's channels_last memory format, which samples faster
+    turbo: the folder's student in the place of its model: that of turbo.safetensors, its adapters merged, or the model
+        itself if it is one
     -> the model and its VAE, in eval mode
-    Raises UserError if a file is missing, damaged, or does not fit the config.
+    Raises UserError if a file is missing, damaged, or does not fit the config, if the device cannot be used, or if
+    there is no student.
     """
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype must be one of floating-point numbers, such as torch.float32, found {dtype}")
+    device = pick_device(str(device), "device")
     folder = bundled() if folder is None else Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
@@ -91,12 +115,44 @@ def load(
         model = build(read_config(folder / "config.json"))
     assign(model, read_safetensors(folder / "model.safetensors", dtype)[0], folder / "model.safetensors")
     model.freeze()
+    if turbo and model.config.distilled is None:
+        model = load_student(folder, model)
+        merge_adapters(model.unet)
     vae = load_vae(folder, dtype)
     for module in (model, vae):
         module.to(device).eval()
         if channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, vae
+
+
+def load_student(folder: str | Path | None, model: CFLD) -> CFLD:
+    """The student in a model folder, apart: it shares with the model, which is unchanged, all weights but its own.
+
+    folder: None for the bundled model
+    model: what load() has read from the folder
+    Raises UserError if there is none, or if it is damaged or of another architecture.
+    """
+    path = (bundled() if folder is None else Path(folder)) / TURBO_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} holds no student for --turbo: make one by python -m cfld.train --stage distill --init "
+            f"{path.parent}, and copy its {TURBO_FILE} there"
+        )
+    tensors, metadata = read_safetensors(path, model.dtype)
+    try:
+        config = from_dict(json.loads(metadata["cfld"]))
+        if config.distilled is None or replace(config, distilled=None) != model.config:
+            raise ValueError("it was made for a model of another architecture")
+        student = student_of(model, config.distilled, tensors)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a student of this model: {error}") from None
+    return student.eval()
+
+
+def save_student(path: str | Path, config: CFLDConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write the file of a student; config: the student's; tensors: as student_of takes them."""
+    write_tensors(path, dict(tensors), {"cfld": json.dumps(to_dict(config))})
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
@@ -124,6 +180,9 @@ def save_parts(
 
 def save(folder: str | Path, model: CFLD, vae: VAE, replace: bool = False, card: str = "") -> None:
     """Write a model folder that load() reads, as save_parts() does."""
+    if not (isinstance(model, CFLD) and isinstance(vae, VAE)):
+        kinds = f"{type(model).__name__} and {type(vae).__name__}"
+        raise UserError(f"save(folder, model, vae) takes a CFLD and a VAE, found {kinds}")
     if model.config.vae != vae.config:
         raise UserError(f"the VAE's config {vae.config} must equal model.config.vae {model.config.vae}")
     save_parts(folder, model.config, replace=replace, card=card, model=model, vae=vae)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
 from cfld.unet import Attention, FeedForward
 
 
@@ -28,6 +29,7 @@ class HGAConfig:
     head_width: int = 32
 
     def __post_init__(self) -> None:
+        check_config(self, "hga")
         if len(self.source_widths) != len(self.output_widths):
             found = f"{self.source_widths} and {self.output_widths}"
             raise ValueError(f"hga.source_widths and hga.output_widths must have equal length, found {found}")
@@ -99,9 +101,15 @@ class HybridGranularityAttention(nn.Module):
     def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
         """Compute the query biases B of Eq. 4.
 
-        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), and f_4, which is not used
+        source_features: f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16)
         -> nine query biases in execution order: three of (B, 256, 1280) from f_3, three of (B, 1024, 640) from f_2,
             three of (B, 4096, 320) from f_1
+        Raises ValueError for another number of features, or another width, dtype or device of one.
         """
-        coarse_to_fine = reversed(source_features[: len(self.levels)])
+        widths = self.config.source_widths
+        if len(source_features) != len(widths):
+            raise ValueError(f"source_features must be {len(widths)}, without f_4, found {len(source_features)}")
+        for number, (feature, width) in enumerate(zip(source_features, widths, strict=True), start=1):
+            check_tensor(f"f_{number}", feature, ("B", width, "h", "w"), self.levels[0][0].conv_in.weight)  # type: ignore[index]
+        coarse_to_fine = reversed(source_features)
         return [branch(f) for f, level in zip(coarse_to_fine, self.levels, strict=True) for branch in level]  # type: ignore[attr-defined]

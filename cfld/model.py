@@ -18,6 +18,7 @@ from cfld.hga import HybridGranularityAttention
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.scheduler import Scheduler
 from cfld.swin import Swin
+from cfld.tools.checks import check_tensor, described
 from cfld.unet import UNet
 
 RECIPES = ("paper", "released")
@@ -98,6 +99,7 @@ class CFLD(nn.Module):
         self.hga = HybridGranularityAttention(config.hga)
         self.pose_adapter = PoseAdapter(config.adapter)
         self.unet = UNet(config.unet) if unet is None else unet
+        self.unet.num_timesteps = config.scheduler.num_timesteps
         self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
         self.freeze()
 
@@ -126,7 +128,7 @@ class CFLD(nn.Module):
     def encode_source(self, source_images: Tensor, depth_draws: Tensor | None = None) -> Conditions:
         """Encode the appearance; arguments as in condition() -> Conditions of S samples, without a pose."""
         source_features = self.source_encoder(source_images, depth_draws)
-        return Conditions(self.prd(source_features[-1]), None, self.hga(source_features))
+        return Conditions(self.prd(source_features[-1]), None, self.hga(source_features[:-1]))
 
     def condition(self, source_images: Tensor, poses: Tensor, depth_draws: Tensor | None = None) -> Conditions:
         """Encode appearance (source_images) and pose (poses), once per image.
@@ -136,9 +138,13 @@ class CFLD(nn.Module):
             many poses, and the two halves of a training batch share their sources
         depth_draws (S, 2 * blocks) in [0, 1) or None: see Swin
         -> Conditions of B samples
+        Raises ValueError for images or poses of another shape, dtype or device.
         """
+        side, adapter, weight = self.config.source_size, self.config.adapter, self.unet.conv_in.weight
+        check_tensor("source_images", source_images, ("S", 3, side, side), weight)
+        check_tensor("poses", poses, ("B", adapter.pose_channels, adapter.pose_size, adapter.pose_size), weight)
         samples, sources = len(poses), len(source_images)
-        if samples % sources:
+        if not sources or samples % sources:
             raise ValueError(
                 f"the number of poses must be a multiple of the number of source images, found {samples} and {sources}"
             )
@@ -157,6 +163,8 @@ class CFLD(nn.Module):
         """
         if recipe not in RECIPES:
             raise ValueError(f"recipe must be {' or '.join(RECIPES)}, found {recipe!r}")
+        if dropped.shape != (len(conditions),) or dropped.dtype != torch.bool:
+            raise ValueError(f"dropped must be a tensor ({len(conditions)},) of bool, found {described(dropped)}")
         unconditional = Conditions(self.null_prompt.to(conditions.prompt.dtype), None, None)
         if recipe == "paper":
             return conditions.where(~dropped, unconditional)
@@ -166,13 +174,20 @@ class CFLD(nn.Module):
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Predict the noise in z_t.
 
-        noisy_latents z_t (B, 4, 64, 64)
+        noisy_latents z_t (B, 4, 64, 64), in float32 also where the model is not: at zero terminal SNR, the noise that a
+            velocity implies is z_t but for its last digits
         timesteps (B,) integers, or (1,), one for all samples
         conditions of B samples
         -> noise_pred (B, 4, 64, 64); of a UNet that predicts the velocity, the noise that it implies, in float32
         """
+        if not isinstance(conditions, Conditions):
+            raise ValueError(f"conditions must be what CFLD.condition returns, found {described(conditions)}")
         predicted = self.unet(
-            noisy_latents, timesteps, conditions.prompt, conditions.pose_features, conditions.query_biases
+            noisy_latents.to(self.dtype),
+            timesteps,
+            conditions.prompt,
+            conditions.pose_features,
+            conditions.query_biases,
         )
         if self.config.scheduler.prediction_type == "epsilon":
             return predicted

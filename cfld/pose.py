@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfld.tools.checks import described
+
 FRAME = (256, 176)  # height and width of the frame of keypoints, 11:16 (width:height); people/render.py has the same
 JOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
@@ -29,6 +31,7 @@ JOINT_COLOURS = (
 )  # fmt: skip
 # OpenPose draws limbs at 60 % of the joints' brightness.
 BONE_COLOURS = tuple(tuple(value * 3 // 5 for value in colour) for colour in JOINT_COLOURS[:17])
+LARGEST = 8192  # side of a map
 SIGMA = 6.0  # of the Gaussians, in pixels of a map of side 256
 JOINT_RADIUS, BONE_RADIUS = 3.55, 1.7  # what OpenCV's antialiased disc of radius 3 and line of width 2 cover
 
@@ -61,8 +64,17 @@ def pose_maps(keypoints: Tensor | np.ndarray, size: int) -> Tensor:
 
     keypoints (B, 18, 2) as (y, x) in FRAME, -1 = missing; size: S
     -> (B, 21, S, S) in [0, 1]: the skeleton in RGB, then one Gaussian per joint; a missing joint leaves no trace
+    Raises ValueError for another shape and, on the CPU, for numbers that are not finite.
     """
+    if not isinstance(keypoints, Tensor):
+        keypoints = np.ascontiguousarray(keypoints)  # torch takes no negative strides
+    if keypoints.ndim != 3 or keypoints.shape[1:] != (len(JOINTS), 2):
+        raise ValueError(f"keypoints must be (B, {len(JOINTS)}, 2), found {described(keypoints)}")
+    if not hasattr(size, "__index__") or not 1 <= size <= LARGEST:
+        raise ValueError(f"the size of pose maps must be a whole number within 1 .. {LARGEST}, found {described(size)}")
     keypoints, unit = torch.as_tensor(keypoints, dtype=torch.float32), size / 256
+    if keypoints.device.type == "cpu" and not (keypoints.abs() < 1e6).all():
+        raise ValueError("keypoints must be finite numbers below a million, found others: they are pixels of the frame")
     positions = map_positions(keypoints, size)
     present = (positions >= 0).all(dim=-1)  # (B, J)
     axis = torch.arange(size, device=keypoints.device, dtype=torch.float32)

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
 from cfld.unet import Attention, FeedForward
 
 
@@ -25,6 +26,7 @@ class PRDConfig:
     source_positions: int = 64  # number of positions of f_4
 
     def __post_init__(self) -> None:
+        check_config(self, "prd")
         if self.width % self.num_heads:
             raise ValueError(f"prd.width {self.width} must be a multiple of prd.num_heads {self.num_heads}")
 
@@ -66,7 +68,11 @@ class PerceptionRefinedDecoder(nn.Module):
         )
 
     def forward(self, source_feature: Tensor) -> Tensor:
-        """source_feature f_4 (B, 1024, 8, 8) -> prompt F_d^out (B, 16, 768), without a final norm or projection."""
+        """source_feature f_4 (B, 1024, 8, 8) -> prompt F_d^out (B, 16, 768), without a final norm or projection. Raises
+        ValueError for a feature of another shape, dtype or device."""
+        check_tensor("source_feature", source_feature, ("B", self.config.source_width, "h", "w"), self.source_positions)
+        if (found := source_feature.shape[2] * source_feature.shape[3]) != self.config.source_positions:
+            raise ValueError(f"source_feature must have {self.config.source_positions} positions, found {found}")
         source_tokens = rearrange(source_feature, "b c h w -> b (h w) c") + self.source_positions
         prompt = self.queries.expand(len(source_feature), -1, -1)
         for block in self.blocks:

@@ -4,11 +4,12 @@
     python -m cfld.sample --source me.jpg --source-pose me.json --pose dancer.jpg --out out.png
     python -m cfld.sample --model DIR --source photo.jpg --pose fasion-resize-annotation-test.csv#NAME.jpg --out out.png
 
-A pose is OpenPose JSON, an array of joints (.json, .npy), a row of an annotation CSV, or a photo: docs/poses.md.
+A pose is a file of a pose estimator or editor, a row of an annotation CSV, a drawn skeleton or a photo: docs/poses.md.
 docs/sampling.md explains the options; python -m cfld.edit has more uses of the same model.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,30 +21,51 @@ from torch import nn
 
 from cfld.folder import load
 from cfld.model import CFLD
-from cfld.photos.crop import Crop, fit, fitted, same_shape
-from cfld.photos.keypoints import add_pose_options, joints_on, pose_settings, read_joints
+from cfld.photos.crop import Crop, fit, fitted
+from cfld.photos.keypoints import Joints, add_pose_options, joints_on, pose_settings, read_joints
 from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.photos.retarget import retarget
-from cfld.pose import FRAME
 from cfld.samplers import SAMPLERS
-from cfld.sampling import FAST, PAPER, SamplingConfig, generate
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, parse_size, pick_device
+from cfld.sampling import FAST, PAPER, TURBO, TURBO_HELP, SamplingConfig, check_size, generate
+from cfld.tools.cli import (
+    DEVICE_HELP,
+    PRECISION_HELP,
+    PRECISIONS,
+    UserError,
+    command,
+    command_parser,
+    parse_size,
+    pick_device,
+    pick_precision,
+    require_compiler,
+)
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
 from cfld.vae import VAE
 
-SOURCE_POSE_HELP = "pose of the source's first person, to crop around (default: pad the photo)"
-RETARGET_HELP = "give the poses the proportions of the person in --source-pose"
 FAST_HELP = f"{FAST.steps} steps of {FAST.sampler}, unless --steps or --sampler is given"
 SIZE_HELP = "output size, 16:11 (height:width) (default: 512x352; small models 256x176)"
 EDIT_COMMANDS = ("edit", "interpolate", "sequence", "attention")  # of cfld.edit
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that reads a source with its pose."""
+    parser.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
+    parser.add_argument("--source-pose", metavar="FILE", help="pose in it, to crop around (default: pad the photo)")
+    parser.add_argument("--source-person", type=int, default=0, metavar="N", help="index of the person in the source")
+    parser.add_argument(
+        "--source-pose-size", type=parse_size, metavar="WxH", help="as --pose-size, of the source's pose"
+    )
+    parser.add_argument(
+        "--retarget", action="store_true", help="give the poses the proportions of the person in --source-pose"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     """Add the options of every command that samples; --size only if sized."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
-    group.add_argument("--precision", choices=PRECISIONS, help="of the weights (default: bf16 on CUDA, fp32 elsewhere)")
+    group.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
     group.add_argument("--device", help=DEVICE_HELP)
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the UNet: takes minutes, pays off for many images"
@@ -53,6 +75,7 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     group.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
     group.add_argument("--steps", type=int, help="sampling steps; best a divisor of 1000 with ddpm, ddim (default: 50)")
     group.add_argument("--fast", action="store_true", help=FAST_HELP)
+    group.add_argument("--turbo", action="store_true", help=TURBO_HELP)
     group.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i")
     group.add_argument(
         "--pose-scale",
@@ -79,7 +102,9 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
-    base = FAST if options.fast else PAPER
+    if options.turbo and (options.fast or options.sampler):
+        raise UserError("--turbo must stand without --fast and --sampler: a student has its own sampler")
+    base = TURBO if options.turbo else FAST if options.fast else PAPER
     try:
         return SamplingConfig(
             steps=base.steps if options.steps is None else options.steps,
@@ -95,12 +120,8 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
 
 def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
     """Raise UserError unless --size fits, all seeds from --seed are valid, and the paths are writable."""
-    height, width = getattr(options, "size", None) or FRAME
-    if not same_shape(FRAME, (height, width)):
-        raise UserError(
-            f"--size must be 16:11 (height:width), such as 512x352, found {height}x{width}: in another shape "
-            "people would be thin or broad"
-        )
+    if getattr(options, "size", None):
+        check_size(options.size, "--size")
     if not 0 <= options.seed < 2**63 - pictures:
         raise UserError(f"--seed must be at least 0 and below 2^63, found {options.seed}")
     for path in paths:
@@ -110,32 +131,39 @@ def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int
 
 def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tuple[Image.Image, np.ndarray | None]:
     """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
-    given, otherwise padded. -> the photo, and keypoints (18, 2) of the person in it if the pose is given. Raises
-    UserError, also if --retarget lacks the pose."""
+    given, otherwise padded. -> the photo, and with --retarget keypoints (18, 2) of the person in it. Raises UserError,
+    also if --retarget lacks the pose."""
     photo = read_image(path, upright=True)
     if pose is None:
         if options.retarget:
             raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
         return fitted(photo), None
-    joints = joints_on(photo, pose, min_confidence=options.min_confidence, layout=options.layout)
+    how = pose_settings(options) | {
+        "person": options.source_person,
+        "pose_size": options.source_pose_size and options.source_pose_size[::-1],
+    }
+    try:
+        joints = joints_on(photo, pose, **how)
+    except UserError as error:  # the source has options of its own
+        text = re.sub(r"--(person|pose-size)\b", r"--source-\1", str(error)).replace("--pose ", "--source-pose ")
+        raise UserError(text) from None
     crop = fit((photo.height, photo.width), joints)
-    return crop.cut(photo), crop.to_frame(joints)
+    return crop.cut(photo), crop.to_frame(joints) if options.retarget else None
 
 
-def read_poses(
-    texts: Sequence[str], options: argparse.Namespace, source: np.ndarray | None = None, together: bool = False
-) -> np.ndarray:
-    """Read B values of --pose -> keypoints (B, 18, 2), in the proportions of the source (18, 2) if given. together:
-    they are frames of a video, so those in pictures of one size share a crop window, and all are of one person."""
-    found = [read_joints(text, **pose_settings(options)) for text in texts]
+def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
+    """Read B values of --pose -> keypoints (B, 18, 2). together: all poses in pictures of one size share a crop window,
+    as frames of a video do."""
+    return in_windows([read_joints(text, **pose_settings(options)) for text in texts], together)
+
+
+def in_windows(found: Sequence[Joints], together: bool) -> np.ndarray:
+    """B joints with the sizes of their images -> keypoints (B, 18, 2), in the windows that read_poses describes."""
 
     def window(joints: np.ndarray, size: tuple[float, float]) -> Crop:
         return fit(size, np.concatenate([j for j, s in found if s == size]) if together else joints)
 
-    keypoints = np.stack([window(*pose).to_frame(pose[0]) for pose in found])
-    if source is None:
-        return keypoints
-    return retarget(keypoints, source) if together else np.stack([retarget(pose, source) for pose in keypoints])
+    return np.stack([window(*pose).to_frame(pose[0]) for pose in found])
 
 
 def compile_frozen(unet: nn.Module) -> None:
@@ -143,16 +171,19 @@ def compile_frozen(unet: nn.Module) -> None:
     them. Needs memory for a second copy of them, and a minute or two at the first call with each batch size."""
     from torch._inductor import config as inductor  # here, since it takes a second to import
 
+    require_compiler(next(unet.parameters()).device)
     compiled = torch.compile(unet.forward, dynamic=False)
     unet.forward = inductor.patch(freezing=True)(compiled)
 
 
 def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFLD, VAE]:
-    """Load the model and its VAE as the options say. Raises UserError if config has too many steps for it."""
+    """Load the model, or with --turbo its student, and its VAE as the options say. Raises UserError if config does not
+    fit it."""
     device = pick_device(options.device)
-    precision = PRECISIONS[options.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    model, vae = load(options.model, device, precision, channels_last=True)
+    precision = pick_precision(options.precision, device)
+    model, vae = load(options.model, device, precision, channels_last=True, turbo=options.turbo)
     config.check_steps(model.config, "--steps")
+    config.check_student(model.config.distilled)
     if options.compile:
         compile_frozen(model.unet)
     return model, vae
@@ -164,9 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv and argv[0] in EDIT_COMMANDS:
         raise UserError(f"cfld.sample has no {argv[0]}: it is python -m cfld.edit {argv[0]}")
     parser = command_parser("cfld.sample", __doc__)
-    parser.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
-    parser.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
-    parser.add_argument("--retarget", action="store_true", help=RETARGET_HELP)
+    add_source_options(parser)
     parser.add_argument(
         "--pose", required=True, nargs="+", action="extend", metavar="FILE", help="poses to generate, one image each"
     )
@@ -183,7 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     check_outs(outs, options, len(outs))
     photo, own = read_source(options.source, options.source_pose, options)
-    keypoints = read_poses(options.pose, options, own if options.retarget else None)
+    keypoints = read_poses(options.pose, options)
+    if own is not None:
+        keypoints = np.stack([retarget(pose, own) for pose in keypoints])
     model, vae = open_model(options, config)
     for first in range(0, len(outs), options.batch):
         part = slice(first, first + options.batch)

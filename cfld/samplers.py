@@ -4,6 +4,11 @@
     DPM-Solver++(2M)     Lu et al. 2022, DPM-Solver++: Fast Solver for Guided Sampling
     UniPC                Zhao et al. 2023, UniPC: A Unified Predictor-Corrector Framework
 
+and those of students, which were distilled for a few steps (cfld/training/distill.py):
+
+    consistency          Luo et al. 2023, Latent Consistency Models
+    trajectory           Zheng et al. 2024, Trajectory Consistency Distillation
+
 A step goes from x_t to x at t_next by way of x_0, the clean latents predicted at t. It keeps nothing between calls: a
 multistep sampler is given the predictions of earlier steps.
 
@@ -18,7 +23,9 @@ Letters in shapes: B samples, C latent channels, h x w positions.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from cfld.scheduler import Scheduler
@@ -108,6 +115,42 @@ def unipc_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_nex
     return dpmpp_step(scheduler, latents, x_0, t, t_next, past)
 
 
+def boundary(t: int | Tensor) -> tuple[Any, Any]:
+    """c_skip and c_out of a consistency function f(x_t, t) = c_skip x_t + c_out x_0 (Luo et al. 2023, Sec. 4.1, with
+    their sigma = 0.5 and timestep scaling of 10): at t = 0, f is x_t itself; from t = 1 on, it is nearly x_0."""
+    scaled = 10 * t
+    return 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+
+
+def consistency_step(
+    scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_next: int, noise: Tensor | None = None
+) -> Tensor:
+    """One step of multistep consistency sampling: go to the end of the trajectory, f(x_t, t), and add new noise (Luo et
+    al. 2023, Alg. 3). Arguments as in Scheduler.ddpm_step."""
+    c_skip, c_out = boundary(t)
+    abar_next = scheduler.alpha_bar_at(t_next)
+    end = c_skip * latents + c_out * x_0
+    return abar_next**0.5 * end + (1 - abar_next) ** 0.5 * (torch.zeros_like(end) if noise is None else noise)
+
+
+GAMMA = 0.3  # share of a trajectory step that is undone by new noise
+
+
+def trajectory_step(
+    scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_next: int, noise: Tensor | None = None
+) -> Tensor:
+    """One step of strategic stochastic sampling: along the trajectory to s = (1 - GAMMA) t_next, past t_next, and back
+    to t_next by new noise (Zheng et al. 2024, Alg. 4). Arguments as in Scheduler.ddpm_step; without noise it goes to
+    t_next at once, as DDIM does."""
+    if t_next < 0:
+        return x_0
+    if noise is None:
+        return ddim_step(scheduler, latents, x_0, t, t_next)
+    s = math.floor((1 - GAMMA) * t_next)
+    ratio = scheduler.alpha_bar_at(t_next) / scheduler.alpha_bar_at(s)
+    return ratio**0.5 * ddim_step(scheduler, latents, x_0, t, s) + (1 - ratio) ** 0.5 * noise
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How to run a sampler."""
@@ -123,4 +166,8 @@ SAMPLERS = {
     "ddim": Sampler(ddim_step, "leading"),
     "dpm++": Sampler(dpmpp_step, "linspace", multistep=True),
     "unipc": Sampler(unipc_step, "linspace", multistep=True),
+}
+STUDENT_SAMPLERS = {  # by what a student was distilled with: cfld.config.DISTILLATIONS
+    "consistency": Sampler(consistency_step, "linspace", stochastic=True),
+    "trajectory": Sampler(trajectory_step, "linspace", stochastic=True),
 }

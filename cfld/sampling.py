@@ -12,9 +12,11 @@ C latent channels, h x w positions of the latents.
 
 import math
 import numbers
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,21 +24,25 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cfld.config import CFLDConfig
+from cfld.config import CFLDConfig, DistilledConfig
 from cfld.model import CFLD, Conditions
-from cfld.photos.crop import fitted
+from cfld.photos.crop import fitted, same_shape
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.photos.retarget import retarget
+from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
-from cfld.samplers import SAMPLERS, Past
+from cfld.samplers import SAMPLERS, STUDENT_SAMPLERS, Past
 from cfld.scheduler import Scheduler
+from cfld.tools.checks import described
 from cfld.tools.cli import UserError
-from cfld.tools.pictures import to_rgb, turned_upright
+from cfld.tools.pictures import read_image, to_rgb, turned_upright
 from cfld.vae import VAE
 
 SCALE_LIMIT = 100  # of guidance, either sign
 DECODED_PIXELS = 2**19  # at a time: two images of 512x512, for which the decoder needs a GiB in half precision
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
+Photo = Image.Image | np.ndarray | str | os.PathLike[str]
+NoisePredictor = Callable[[Tensor, Tensor, Conditions], Tensor]  # a CFLD: (z_t, timesteps, conditions) -> noise_pred
 OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
 
 
@@ -49,7 +55,7 @@ class SamplingConfig:
     """How to sample; the defaults are the paper's. Raises UserError for a value that has no meaning."""
 
     steps: int = 50
-    sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS
+    sampler: str = "ddpm"  # of cfld.samplers.SAMPLERS; "turbo" for a student: that of cfld.samplers.STUDENT_SAMPLERS
     pose_scale: float = 2.0  # w_pose of Eq. 7
     appearance_scale: float = 2.0  # w_app of Eq. 7
     # The timesteps (lowest, highest) at which Eq. 7 applies; at others only the fully conditional branch is used.
@@ -58,7 +64,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not _is_number(self.steps, numbers.Integral) or self.steps < 1:
             raise UserError(f"steps must be a whole number of at least 1, found {str(self.steps)[:60]}")
-        if self.sampler not in list(SAMPLERS):
+        if self.sampler not in [*SAMPLERS, "turbo"]:
             raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, found {str(self.sampler)[:60]!r}")
         for name in ("pose_scale", "appearance_scale"):
             scale = getattr(self, name)
@@ -66,6 +72,8 @@ class SamplingConfig:
                 limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
                 raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
         interval = self.guidance_interval
+        if isinstance(interval, str) or not hasattr(interval, "__len__"):
+            raise UserError(f"guidance_interval must be two numbers, found {str(interval)[:60]!r}")
         if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
             found = " ".join(map(str, interval))
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
@@ -76,9 +84,34 @@ class SamplingConfig:
         if self.steps > most:
             raise UserError(f"{name} must be within 1 .. {most}, found {self.steps}")
 
+    def check_student(self, distilled: DistilledConfig | None) -> None:
+        """Raise UserError unless a student is sampled as such, with the scales that it has taken in, and no other model
+        is."""
+        if distilled is None:
+            if self.sampler == "turbo":
+                raise UserError(
+                    "--turbo must be used with a student of few steps, found a model that is none: leave it out, or "
+                    "make one by python -m cfld.train --stage distill --init DIR"
+                )
+            return
+        if self.sampler != "turbo":
+            raise UserError(
+                f"this model is a student of few steps without guidance, which must be sampled with --turbo "
+                f"(in Python cfld.sampling.TURBO), found sampler {self.sampler}; its teacher takes any"
+            )
+        scales, taken = (self.pose_scale, self.appearance_scale), distilled.scale
+        if scales != (taken, taken) or self.guidance_interval != SamplingConfig.guidance_interval:
+            raise UserError(
+                f"with --turbo the scales must be {taken:g} and {taken:g} at all timesteps, which the student has "
+                f"taken in, found {scales[0]:g} and {scales[1]:g}"
+                + ("" if self.guidance_interval == SamplingConfig.guidance_interval else " in an interval")
+            )
+
 
 PAPER = SamplingConfig()
 FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
+TURBO = SamplingConfig(steps=4, sampler="turbo")  # of a student, one UNet row a step (docs/turbo.md)
+TURBO_HELP = f"{TURBO.steps} steps of the model folder's student, unless --steps is given"
 
 
 @dataclass(frozen=True)
@@ -124,10 +157,14 @@ def guidance(
     return [weight for weight, _ in counted], Conditions.cat([branch for _, branch in counted])
 
 
-def guided_noise(model: CFLD, latents: Tensor, t: int, weights: list[float], branches: Conditions) -> Tensor:
-    """z_t (B, C, h, w), R weights and branches as guidance gives them -> eps_t of Eq. 7 (B, C, h, w) in float32."""
-    repeated = torch.cat([latents.to(model.device, model.dtype)] * len(weights))
-    timesteps = torch.full((len(repeated),), t, device=repeated.device)
+def guided_noise(
+    model: NoisePredictor, latents: Tensor, t: int | Tensor, weights: list[float], branches: Conditions
+) -> Tensor:
+    """z_t (B, C, h, w), t one for all or (B,), R weights and branches as guidance gives them -> eps_t of Eq. 7
+    (B, C, h, w) in float32."""
+    repeated = torch.cat([latents] * len(weights))
+    at = t if isinstance(t, Tensor) else torch.full((len(latents),), t, device=latents.device)
+    timesteps = at.repeat(len(weights))
     noise_pred = model(repeated, timesteps, branches).float().chunk(len(weights))
     first, *rest = (weight * eps for weight, eps in zip(weights, noise_pred, strict=True))
     return sum(rest, start=first)
@@ -177,14 +214,18 @@ def denoise(
     progress: whether to show a progress bar
     on_step: called after each step; an exception that it raises ends the sampling
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
-    Raises UserError if the VAE or the number of steps does not fit the model, or the latents are not finite.
+    Raises UserError if the VAE, the sampler or the number of steps does not fit the model, or the latents are not
+    finite.
     """
     config.check_steps(model.config)
+    config.check_student(distilled := model.config.distilled)
     if vae.config != model.config.vae:
         raise UserError(f"the VAE must be the model's, {model.config.vae}, found {vae.config}")
-    scheduler, sampler = model.scheduler, SAMPLERS[config.sampler]
+    scheduler = model.scheduler
+    sampler = STUDENT_SAMPLERS[distilled.recipe] if distilled else SAMPLERS[config.sampler]
     timesteps = scheduler.sampling_timesteps(config.steps, sampler.spacing)
-    guided = guidance(conditions, model.null_prompt, config.pose_scale, config.appearance_scale)
+    scales = (1, 1) if distilled else (config.pose_scale, config.appearance_scale)  # a student has taken Eq. 7 in
+    guided = guidance(conditions, model.null_prompt, *scales)
     lowest, highest = config.guidance_interval
     side, device = model.config.image_size // vae.config.factor, model.device
     shape = (len(conditions), model.config.unet.latent_channels, side, side)
@@ -246,9 +287,25 @@ def source_tensor(model: CFLD, photo: Image.Image) -> Tensor:
 
 
 def pose_tensor(model: CFLD, keypoints: np.ndarray | Tensor) -> Tensor:
-    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device."""
+    """keypoints (B, 18, 2) -> pose maps (B, 21, 256, 256) in [0, 1], in the model's dtype and on its device. Raises
+    UserError if the keypoints are not in the 256x176 frame."""
+    check_keypoints(keypoints.numpy(force=True) if isinstance(keypoints, Tensor) else keypoints)
     joints = torch.as_tensor(keypoints, dtype=torch.float32, device=model.device)
     return pose_maps(joints, model.config.adapter.pose_size).to(model.dtype)
+
+
+def opened(photo: Photo) -> Image.Image:
+    """A photo as generate takes it -> RGB, upright. Raises UserError."""
+    if isinstance(photo, (str, os.PathLike)):
+        return read_image(Path(photo), upright=True)
+    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
+        photo = Image.fromarray(np.ascontiguousarray(photo)) if photo.size else Image.new("RGB", (0, 0))
+    if not isinstance(photo, Image.Image) or not all(photo.size):
+        raise UserError(
+            "photo must be a PIL image of at least 1x1, a path or an array (H, W, 3) of uint8, found "
+            f"{f'one of {photo.width}x{photo.height}' if isinstance(photo, Image.Image) else described(photo)}"
+        )
+    return to_rgb(turned_upright(photo))
 
 
 def default_size(image_size: int) -> tuple[int, int]:
@@ -256,10 +313,23 @@ def default_size(image_size: int) -> tuple[int, int]:
     return (512, 352) if image_size >= 512 else FRAME
 
 
+def check_size(size: tuple[int, int], name: str = "size") -> None:
+    """Raise UserError unless pictures of this size (height, width) show people as they are; name: of what to blame."""
+    whole = hasattr(size, "__len__") and len(size) == 2
+    if not whole or not all(_is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
+        raise UserError(f"{name} must be height and width, whole numbers within 1 .. 8192, found {str(size)[:60]}")
+    height, width = size
+    if not same_shape(FRAME, size):
+        reason = "in another shape people would be thin or broad"
+        if same_shape(FRAME, (width, height)):
+            reason = "give the height first"
+        raise UserError(f"{name} must be 16:11 (height:width), such as 512x352, found {height}x{width}: {reason}")
+
+
 def generate(
     model: CFLD,
     vae: VAE,
-    photo: Image.Image,
+    photo: Photo,
     keypoints: np.ndarray | Tensor,
     config: SamplingConfig = PAPER,
     *,
@@ -271,34 +341,40 @@ def generate(
 ) -> list[Image.Image]:
     """Generate the person of a photo in other poses.
 
-    photo: of one person; turned upright as its EXIF data say; padded with the colour of its border to
-        11:16 (width:height)
+    photo: of one person: a PIL image, a path, or an array (H, W, 3) of uint8; turned upright as
+        its EXIF data say; padded with the colour of its border to 11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
     source_keypoints (18, 2): the same of the person in the photo, whose proportions each pose then gets
         (cfld.photos.retarget; for frames of a sequence call it first); None: the poses as they are
-    size: height and width of the pictures, by default 512x352, or 256x176 for a model of smaller images
+    size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
     -> B pictures
-    Raises UserError if keypoints have another shape or are not finite.
+    Raises UserError for a photo, keypoints, size or seed of another kind, shape or range.
     """
-    keypoints = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
-    if keypoints.shape[-2:] != (18, 2) or keypoints.ndim not in (2, 3) or not keypoints.isfinite().all():
+    size = default_size(model.config.image_size) if size is None else size
+    check_size(size)
+    array = keypoints.detach().cpu().numpy() if isinstance(keypoints, Tensor) else np.asarray(keypoints)
+    numeric = array.dtype.kind in "fiu" and array.shape[-2:] == (18, 2) and array.ndim in (2, 3) and len(array)
+    if not numeric or not (np.abs(array) < 1e6).all():
         raise UserError(
-            f"keypoints must be (18, 2) or (B, 18, 2) finite numbers, found {tuple(keypoints.shape)}: "
-            "cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
+            "keypoints must be (18, 2) or (B, 18, 2) finite numbers, pixels of the 256x176 frame, found "
+            f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
-    keypoints = keypoints.reshape(-1, 18, 2)
+    keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
+    if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
+        raise UserError(f"seed must be a whole number of at least 0 and below 2^63, found {str(seed)[:60]}")
+    seed = int(seed)
     if source_keypoints is not None:
         keypoints = torch.from_numpy(np.stack([retarget(pose, source_keypoints) for pose in keypoints.numpy()]))
     images = sample(
         model,
         vae,
-        source_tensor(model, to_rgb(turned_upright(photo))),
+        source_tensor(model, opened(photo)),
         pose_tensor(model, keypoints),
         config,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(keypoints))],
         progress=progress,
         on_step=on_step,
     )
-    return to_pictures(images, size or default_size(model.config.image_size))
+    return to_pictures(images, (int(size[0]), int(size[1])))

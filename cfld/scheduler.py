@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cfld.tools.checks import check_config, check_timesteps, described
+
+SPACINGS = ("leading", "linspace")  # of timesteps in sampling
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -28,6 +31,9 @@ class SchedulerConfig:
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
+        check_config(self, "scheduler")
+        if self.num_timesteps < 2:
+            raise ValueError(f"scheduler.num_timesteps must be at least 2, found {self.num_timesteps}")
         if self.prediction_type not in PREDICTION_TYPES:
             types = " or ".join(PREDICTION_TYPES)
             raise ValueError(f"scheduler.prediction_type must be {types}, found {self.prediction_type!r}")
@@ -60,11 +66,16 @@ class Scheduler:
         self.config = config
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
-        """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on the device of the timesteps."""
+        """timesteps (B,) -> abar_t (B, 1, 1, 1) in float32, on the device of the timesteps. Raises ValueError unless
+        they are whole numbers and, on the CPU, below T."""
+        check_timesteps(timesteps, self.config.num_timesteps)
         return alpha_bars(self.config, timesteps.device)[timesteps][:, None, None, None]
 
     def alpha_bar_at(self, t: int) -> float:
-        """abar_t of one timestep; 1 for t = -1, the clean latents."""
+        """abar_t of one timestep; 1 for t = -1, the clean latents. Raises ValueError for another t."""
+        if not hasattr(t, "__index__") or not -1 <= t < self.config.num_timesteps:
+            most = self.config.num_timesteps - 1
+            raise ValueError(f"a timestep must be a whole number within -1 .. {most}, found {described(t)}")
         return alpha_bars(self.config, torch.device("cpu"))[t].double().item() if t >= 0 else 1.0
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -72,9 +83,10 @@ class Scheduler:
         alpha_bar = self.alpha_bar(timesteps)
         return alpha_bar.sqrt().to(latents.dtype) * latents + (1 - alpha_bar).sqrt().to(latents.dtype) * noise
 
-    def clean_latents(self, latents: Tensor, noise_pred: Tensor, t: int) -> Tensor:
-        """Eq. 1 solved for the clean latents: x_t and eps_theta(x_t, t) (B, C, h, w) -> the predicted x_0."""
-        abar_t = self.alpha_bar_at(t)
+    def clean_latents(self, latents: Tensor, noise_pred: Tensor, t: int | Tensor) -> Tensor:
+        """Eq. 1 solved for the clean latents: x_t and eps_theta(x_t, t) (B, C, h, w), t one for all or (B,) -> the
+        predicted x_0."""
+        abar_t = self.alpha_bar(t) if isinstance(t, Tensor) else self.alpha_bar_at(t)
         return (latents - (1 - abar_t) ** 0.5 * noise_pred) / abar_t**0.5
 
     def implied_noise(self, latents: Tensor, x_0: Tensor, t: int) -> Tensor:
@@ -98,11 +110,14 @@ class Scheduler:
         spacing: "leading", from below T - 1 down to 1 (50 steps: 981, 961, ..., 21, 1), or "linspace", from T - 1 down
             to above 0 (50 steps: 999, 979, ..., 40, 20). "leading" starts near T - 1 only if steps >= 10 nearly
             divides T (400 steps start at 799).
-        Raises ValueError unless 1 <= steps < T.
+        Raises ValueError unless 1 <= steps < T, and for another spacing.
         """
         T = self.config.num_timesteps
-        if not 1 <= steps < T:
-            raise ValueError(f"the number of sampling steps must be within 1 .. {T - 1}, found {steps}")
+        if not hasattr(steps, "__index__") or not 1 <= steps < T:
+            raise ValueError(f"the number of sampling steps must be within 1 .. {T - 1}, found {described(steps)}")
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing must be {' or '.join(SPACINGS)}, found {spacing!r}")
+        steps = int(steps)
         if spacing == "linspace":
             return [round(i * ((T - 1) / steps)) for i in range(steps, 0, -1)]
         return [i * (T // steps) + 1 for i in reversed(range(steps))]

@@ -12,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
+
 
 @dataclass(frozen=True)
 class SwinConfig:
@@ -25,6 +27,7 @@ class SwinConfig:
     stochastic_depth: float = 0.2  # rate of the last block; the rate grows linearly from 0
 
     def __post_init__(self) -> None:
+        check_config(self, "swin")
         if len(self.depths) != len(self.num_heads):
             raise ValueError(f"swin.depths {self.depths} and swin.num_heads {self.num_heads} must have equal length")
         if not 0 <= self.stochastic_depth < 1:
@@ -169,12 +172,12 @@ class Swin(nn.Module):
         depth_draws (B, 2 * blocks), uniform in [0, 1): which branches of each sample stochastic depth drops, two per
             block in execution order; None drops nothing, in train and in eval mode
         -> f_1 (B, 128, 64, 64), f_2 (B, 256, 32, 32), f_3 (B, 512, 16, 16), f_4 (B, 1024, 8, 8), no norm after the last
+        Raises ValueError for images of another shape, dtype or device.
         """
-        size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            raise ValueError(
-                f"swin.image_size is {size}, found images of {images.shape[-2]}x{images.shape[-1]}: resize them"
-            )
+        size, weight = self.config.image_size, self.patch_embed.weight
+        check_tensor("images", images, ("B", 3, size, size), weight)
+        if depth_draws is not None:
+            check_tensor("depth_draws", depth_draws, (images.shape[0], 2 * sum(self.config.depths)))
         draws = iter(depth_draws.unbind(dim=1) if depth_draws is not None else ())
         x = self.patch_norm(rearrange(self.patch_embed(images), "b c h w -> b h w c"))
         maps: list[Tensor] = []

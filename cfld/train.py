@@ -4,6 +4,7 @@
     python -m cfld.train --ablation B3 ...                        a baseline of Table 3 instead of the full model
     python -m cfld.train --out RUN --resume                       continue after any stop; SIGTERM and Ctrl-C save
     python -m cfld.train --finetune DIR --data ROOT --out RUN     from a model folder, with its architecture
+    python -m cfld.train --stage distill --init DIR --data ROOT --out RUN    a student that needs four steps
     python -m cfld.train --dry-run ...                            memory and time of a step; writes nothing
     torchrun --nproc-per-node 8 -m cfld.train ...                 the same training; 8 processes share each batch
 
@@ -34,13 +35,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from cfld.config import CFLDConfig
-from cfld.data.batch import Batch, StepOrder, collate, seeded, step_batches
+from cfld.data.batch import Batch, StepOrder, collate, lost_worker, seeded, step_batches
 from cfld.data.cache import Cache
 from cfld.data.encode import manifest
-from cfld.data.pairs import DescribedPairs, FashionPairs, PeoplePairs, open_pairs
+from cfld.data.pairs import DescribedPairs, FashionPairs, PeoplePairs, listing_sum, open_pairs, refuse_common_photos
 from cfld.objective import step_noise
 from cfld.sampling import SamplingConfig
-from cfld.tools.cli import PRECISIONS, UserError, command
+from cfld.tools.cli import PRECISIONS, UserError, command, require_compiler
 from cfld.tools.files import alone_in
 from cfld.tools.processes import Processes, join
 from cfld.training.attention import write_out_attention
@@ -61,6 +62,18 @@ def learning_rate(step: int, total: int, options: TrainConfig) -> float:
     if step < options.warmup_steps:
         return options.peak_lr * (0.1 + 0.9 * (step + 1) / options.warmup_steps)
     return options.peak_lr * (0.1 if step >= options.decay_at * total else 1.0)
+
+
+def moved_decay(step: int, began: int | None, total: int, options: TrainConfig) -> str | None:
+    """What to tell the user if a run goes on after this step with another number of steps than it began with."""
+    if began is None or began == total or step >= total:
+        return None
+    falls, fell = (math.ceil(options.decay_at * steps) for steps in (total, began))
+    rate, was = (learning_rate(step, steps, options) for steps in (total, began))
+    return (
+        f"{total:,} steps instead of {began:,} move the fall of the learning rate from step {fell:,} to {falls:,}: "
+        f"step {step + 1:,} has {rate:g}, where the run began with {was:g}"
+    )
 
 
 def fit(
@@ -195,7 +208,7 @@ def save_samples(
     seeds = [seeded(options.seed, i) for i in range(len(chosen))]
     with state.ema_weights(), processes.autocast(options.precision):
         columns = stage.samples(collate(chosen).to(processes.device), options.sample_steps, seeds)
-    run.save_samples(state.step, columns)
+    run.save_samples(state.step, columns, pairs.frame)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +216,7 @@ class Data:
     """The training pairs, and those for validation and samples."""
 
     pairs: Any  # a data set of Pair
+    listing: str  # cfld.data.pairs.listing_sum
     validation: Any  # the test split (for samples only, the training split if there is none); None if not needed
     steps_per_epoch: int  # the last, partial batch of an epoch is dropped
 
@@ -230,11 +244,12 @@ def open_data(options: TrainConfig, config: CFLDConfig) -> Data:
     validation = None
     if options.eval_every or options.sample_every:
         validation = open_pairs(options.data, "test" if has_test_split else "train", *sizes)
+        if has_test_split:
+            refuse_common_photos(pairs, validation)
+    listing, steps_per_epoch = listing_sum(pairs), len(pairs) // options.global_batch
     if STAGES[options.stage].needs_attributes:
-        return Data(
-            DescribedPairs(pairs), validation and DescribedPairs(validation), len(pairs) // options.global_batch
-        )
-    return Data(pairs, validation, len(pairs) // options.global_batch)
+        return Data(DescribedPairs(pairs), listing, validation and DescribedPairs(validation), steps_per_epoch)
+    return Data(pairs, listing, validation, steps_per_epoch)
 
 
 @contextlib.contextmanager
@@ -244,7 +259,8 @@ def batches_of(data: Data, state: State, processes: Processes, options: TrainCon
     share = options.global_batch // processes.world
     places = range(processes.rank * share, (processes.rank + 1) * share)
     order = StepOrder(len(data.pairs), options.global_batch, options.seed, state.step, options.steps or 0, places)
-    with contextlib.closing(step_batches(data.pairs, order, workers)) as batches:
+    advice = "go on with --resume and fewer --workers"
+    with lost_worker(advice), contextlib.closing(step_batches(data.pairs, order, workers)) as batches:
         yield batches
 
 
@@ -287,6 +303,8 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     checkpoint_activations(stage, options.activation_checkpointing)
     if processes.device.type == "cpu":
         write_out_attention(stage)  # in half precision, where it is faster
+    if options.compile:
+        require_compiler(processes.device)
     for module in stage.modules() if options.compile else ():
         if isinstance(module, UNet):
             module.compile()
@@ -294,6 +312,8 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
     # Optimiser and state.
     fp16 = options.precision == "fp16"
     state = State.begin(trained, config, stage.frozen_sha256, options.peak_lr, ema=options.ema > 0, scaled=fp16)
+    state.pairs = data.listing
+    stage.ema = state.ema
     if request.dry_run:
         return dry_run(stage, state, data, run, processes, settled)
 
@@ -303,6 +323,9 @@ def train(options: TrainConfig, request: Request, processes: Processes) -> None:
         processes.barrier()
         if message := run.restore(state, request.resume, steps):
             processes.print(message)
+        if message := moved_decay(state.step, state.steps, steps, options):
+            processes.print(message)
+        state.steps = steps
         run.begin(state)
 
         # Fit and export.

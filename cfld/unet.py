@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor, check_timesteps
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -30,6 +32,7 @@ class UNetConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
+        check_config(self, "unet")
         if len(self.channels) < 2:
             raise ValueError(f"unet.channels must have at least 2 levels, found {len(self.channels)}: {self.channels}")
         for channels in self.channels:
@@ -90,6 +93,10 @@ class Attention(nn.Module):
         context = tokens if context is None else context
         q, k, v = self.to_q(tokens), self.to_k(context), self.to_v(context)
         if query_bias is not None:
+            if query_bias.shape != q.shape:
+                raise ValueError(
+                    f"a query bias must be {tuple(q.shape)} as the queries, found {tuple(query_bias.shape)}"
+                )
             q = q + query_bias  # Q + B of Eq. 4
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
         out = self.attend(q, k, v)  # softmax(q k^T / sqrt(d)) v
@@ -267,6 +274,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()
         self.config = config
+        self.num_timesteps = 1000  # CFLD sets those of its scheduler
         width, levels = config.channels[0], range(len(config.channels))
         self.time_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
@@ -293,9 +301,9 @@ class UNet(nn.Module):
         query_biases: nine of (B, N, C) in execution order, three each of (hw/16, 1280), (hw/4, 640), (hw, 320); or
             None: no biases
         -> noise_pred (B, 4, h, w)
-        Raises ValueError if sizes, widths or counts do not fit.
+        Raises ValueError if shapes, counts, dtypes or devices do not fit, or, on the CPU, a timestep is out of range.
         """
-        self.check_shapes(latents, prompt, pose_features, query_biases)
+        self.check_inputs(latents, timesteps, prompt, pose_features, query_biases)
 
         # Embedding
         time_emb = self.time_mlp(timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype))
@@ -317,27 +325,34 @@ class UNet(nn.Module):
             x = up(x, level_skips, time_emb, prompt, level_biases)
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def check_shapes(
+    def check_inputs(
         self,
         latents: Tensor,
+        timesteps: Tensor,
         prompt: Tensor,
         pose_features: Sequence[Tensor] | None,
         query_biases: Sequence[Tensor] | None,
     ) -> None:
-        """Raise ValueError unless sizes, widths and counts fit."""
-        attended, halvings = len(self.config.channels) - 1, 2 ** (len(self.config.channels) - 1)
-        biases = attended * (self.config.depth + 1)
-        height, width = latents.shape[-2:]
+        """Raise ValueError unless shapes, counts, dtypes and devices fit."""
+        config, weight = self.config, self.conv_in.weight
+        check_tensor("latents", latents, ("B", config.latent_channels, "h", "w"), weight)
+        samples, _, height, width = latents.shape
+        attended, halvings = len(config.channels) - 1, 2 ** (len(config.channels) - 1)
         if height % halvings or width % halvings:
             raise ValueError(
                 f"height and width of the latents must be multiples of {halvings}, found {height} and {width}"
             )
+        check_timesteps(timesteps, self.num_timesteps, samples)
+        check_tensor("prompt", prompt, (samples, "L", config.context_width), weight)
+        biases = attended * (config.depth + 1)
         for what, found, expected in (
-            ("channels of the latents", latents.shape[1], self.config.latent_channels),
-            ("width of the prompt", prompt.shape[-1], self.config.context_width),
-            ("samples of the prompt", len(prompt), len(latents)),
-            ("number of pose features", attended if pose_features is None else len(pose_features), attended),
-            ("number of query biases", biases if query_biases is None else len(query_biases), biases),
+            ("pose features", pose_features, attended),
+            ("query biases", query_biases, biases),
         ):
-            if found != expected:
-                raise ValueError(f"{what} must be {expected}, found {found}")
+            if found is not None and len(found) != expected:
+                raise ValueError(f"the number of {what} must be {expected}, found {len(found)}")
+        for level, feature in enumerate(pose_features or ()):
+            shape = (samples, config.channels[level], height // 2**level, width // 2**level)
+            check_tensor(f"pose feature {level}", feature, shape, weight)
+        for k, bias in enumerate(query_biases or ()):
+            check_tensor(f"query bias {k}", bias, (samples, "N", "C"), weight)

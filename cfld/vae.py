@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
 from cfld.unet import ResBlock, Upsample
 
 
@@ -24,6 +25,7 @@ class VAEConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
+        check_config(self, "vae")
         for channels in self.channels:
             if channels % self.groups:
                 raise ValueError(
@@ -147,7 +149,14 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> mean and logvar (in [-30, 20]), each (B, 4, H/8, W/8), unscaled."""
+        """images (B, 3, H, W) in [-1, 1] -> mean and logvar (in [-30, 20]), each (B, 4, H/8, W/8), unscaled.
+        H and W are multiples of 8. Raises ValueError for images of another shape, dtype or device."""
+        check_tensor("images", images, ("B", 3, "H", "W"), self.encoder.conv_in.weight)
+        if images.shape[2] % self.config.factor or images.shape[3] % self.config.factor:
+            raise ValueError(
+                f"height and width of images must be multiples of {self.config.factor}, found {images.shape[2]} and "
+                f"{images.shape[3]}"
+            )
         mean, logvar = self.encoder(images).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
@@ -165,5 +174,7 @@ class VAE(nn.Module):
         return self.sample(mean, logvar, noise.to(mean))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, 4, h, w), scaled -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
+        """latents (B, 4, h, w), scaled -> images (B, 3, 8h, 8w), about [-1, 1], not clamped. Raises ValueError for
+        latents of another shape, dtype or device."""
+        check_tensor("latents", latents, ("B", self.config.latent_channels, "h", "w"), self.decoder.conv_in.weight)
         return self.decoder(latents / self.config.scale)

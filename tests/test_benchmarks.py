@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-FILES = ("cost", "figures", "metrics", "quality", "recipes", "speed")
+FILES = ("cost", "figures", "gpu", "metrics", "quality", "recipes", "speed", "turbo")
 
 
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -76,3 +76,19 @@ def test_provenance_is_one_line() -> None:
     made = {"gpu": None, "cores": 2, "cpu": "X", "torch": "2", "commit": "a", "date": "2026-01-01"}
     assert common.provenance(made) == "2 cores of X, torch 2, commit a, 2026-01-01."
     assert "commit a and b" in common.provenance(made, {**made, "commit": "b"})
+
+
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["run", "--device", "cpu", "--size", "tiny", "--quick", "--skip-tests", "--out", str(tmp_path)]
+    assert importlib.import_module("gpu").main(argv) == 0
+    page, found = (tmp_path / "gpu.md").read_text(), json.loads((tmp_path / "gpu.json").read_text())
+    assert {row["what"] for row in found["sampling"]} == {"the official loop", "DDPM-50", "--fast", "--turbo"}
+    assert {row["pairs"] for row in found["training"]} == {1} and len(found["training"]) == 6
+    assert all(row["seconds"] > 0 and row["gib"] > 0 for row in (*found["sampling"], *found["training"]))
+    assert "## A training step" in page and "--stage distill" in page
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_the_tests_of_a_gpu(tmp_path: Path) -> None:
+    gpu = importlib.import_module("gpu")
+    assert " passed" in gpu.run_tests(gpu.pick_device("cpu")) and "failed" not in gpu.run_tests(gpu.pick_device("cpu"))

@@ -12,7 +12,7 @@ from PIL import Image
 from references import DATA, noise, randomise, relative_error
 
 from cfld import CFLD, VAE, SamplingConfig, people
-from cfld.edit.__main__ import main, pose_files, read_mask, save_frames
+from cfld.edit.__main__ import main, read_mask, save_frames
 from cfld.edit.attention_maps import (
     REGIONS,
     attention_map,
@@ -25,6 +25,7 @@ from cfld.edit.attention_maps import (
 )
 from cfld.edit.edit import edit, generate_frames, in_poses, interpolated
 from cfld.folder import save
+from cfld.photos.clip import pose_files
 from cfld.photos.keypoints import read_pose
 from cfld.photos.pixels import to_pictures, to_range, to_square
 from cfld.sample import main as sample_command
@@ -180,7 +181,7 @@ def test_frames_become_an_animation_or_a_sheet(tmp_path: Path) -> None:
 
 
 def test_the_poses_of_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    for name in ("pose10.json", "pose2.json", "pose1.npy", "notes.txt"):
+    for name in ("pose10.json", "pose2.json", "pose1.npy", "notes.txt", "._pose1.json", ".DS_Store", "photo.png"):
         (tmp_path / name).touch()
     found = pose_files(["x.csv#a", str(tmp_path)])
     assert [Path(path).name for path in found] == ["x.csv#a", "pose1.npy", "pose2.json", "pose10.json"]
@@ -446,7 +447,7 @@ def test_mistakes_are_one_line(folder: Path, micro_folder: Path, mask: Path, tmp
     fails(main, "interpolate", *asked, "--source", PHOTOS[1], "--fps", 99, words=["--fps", "1 .. 50", "found 99"])
     fails(main, "sequence", *asked, "--batch", 0, words=["--batch", "found 0"])
     (tmp_path / "empty").mkdir()
-    fails(main, "sequence", *asked, "--pose", tmp_path / "empty", words=["empty", ".json or .npy", "none"])
+    fails(main, "sequence", *asked, "--pose", tmp_path / "empty", words=["empty", ".json, .npy", "none"])
     fails(main, "attention", *asked, "--appearance-scale", 0, words=["--appearance-scale", "found 0"])
     fails(main, "attention", *asked, "--people", 0, words=["--people", "found 0"])
     three = ["--model", micro_folder, *asked[2:]]

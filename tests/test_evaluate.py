@@ -1,6 +1,7 @@
 """The evaluation: which files it takes, its numbers, resuming, manifests, the figure."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 from references import randomise
 from torch import Tensor
 
+from cfld.config import DistilledConfig
 from cfld.data.batch import Batch
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate import __main__ as evaluate
@@ -46,7 +48,7 @@ from cfld.evaluate.protocol import (
 )
 from cfld.evaluate.results import PUBLISHED, table
 from cfld.evaluate.weights import ALEXNET, INCEPTIONS, LPIPS_HEADS
-from cfld.folder import save
+from cfld.folder import TURBO_FILE, load, save, save_student
 from cfld.photos.pixels import to_pictures
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_json
@@ -432,6 +434,33 @@ def test_an_interrupted_measurement_goes_on(small: Path, tmp_path: Path, monkeyp
     rows = read_csv(tmp_path / "out", "mine")
     run(*command, "--force")
     assert read_csv(tmp_path / "out", "mine") == rows and len(rows) == 3 and len(measured) == 7
+
+
+def test_turbo_generates_with_the_student_and_says_so(
+    micro_folder: Path, fashion: Path, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "baselines", lambda cases: {})
+    folder, model = tmp_path / "both", load(micro_folder)[0]
+    shutil.copytree(micro_folder, folder)
+    command = ["--model", folder, "--data", fashion, "--limit", 1, "--turbo", "--precision", "fp32", "--out"]
+    fails(main, *command, tmp_path / "none", words=["no student for --turbo"])
+    own = {f"unet.{name}": x * 1.1 for name, x in model.unet.state_dict().items()}
+    save_student(folder / TURBO_FILE, dataclasses.replace(model.config, distilled=DistilledConfig()), own)
+    run(*command, tmp_path / "turbo")
+    made = read_json(tmp_path / "turbo" / "manifest.json")["pictures"]["made with"]
+    assert made["sampler"] == "turbo" and made["steps"] == 4 and len(made[TURBO_FILE]) == 64
+    fails(main, *command, tmp_path / "x", "--sampler", "ddim", words=["--turbo must stand without --sampler"])
+    fails(main, *command, tmp_path / "y", "--pose-scale", 1, words=["scales must be 2 and 2"])
+
+
+@pytest.mark.slow
+def test_the_option_processes_divides_the_work(micro_folder: Path, small: Path, tmp_path: Path) -> None:
+    for count in (1, 2):
+        command = [sys.executable, "-m", "cfld.evaluate", "--model", micro_folder, "--data", small, "--steps", 2]
+        command += ["--device", "cpu", "--batch", 1, "--processes", count, "--out", tmp_path / str(count)]
+        done = subprocess.run([str(a) for a in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "1" / "numbers.csv").read_bytes() == (tmp_path / "2" / "numbers.csv").read_bytes()
 
 
 @pytest.mark.slow

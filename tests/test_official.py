@@ -275,7 +275,7 @@ def compute_prd(ours: Ours) -> Numbers:
 
 @torch.no_grad()
 def compute_hga(ours: Ours) -> Numbers:
-    return {f"hga/bias_{i}": bias for i, bias in enumerate(ours.model.hga(source_features(ours)))}
+    return {f"hga/bias_{i}": bias for i, bias in enumerate(ours.model.hga(source_features(ours)[:-1]))}
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """The playground: its server, asked directly, and its page, clicked through in Chromium."""
 
 import base64
+import contextlib
+import copy
+import dataclasses
 import http.client
 import io
 import json
@@ -23,6 +26,7 @@ from PIL import Image
 from references import DATA, noise
 
 import cfld
+from cfld.config import DistilledConfig
 from cfld.photos.keypoints import keypoints_from, read_annotations, read_pose
 from cfld.photos.layouts import LAYOUTS
 from cfld.photos.retarget import retarget
@@ -50,12 +54,18 @@ def coco_people() -> np.ndarray:
     return np.stack([points * [1.6, 1.6, 1], points * [1.1, 1.2, 1]])
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PlaygroundServer]:
-    with PlaygroundServer(*MODEL) as server:
+@contextlib.contextmanager
+def serving(server: PlaygroundServer) -> Iterator[PlaygroundServer]:
+    with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PlaygroundServer]:
+    with serving(PlaygroundServer(*MODEL)) as server:
+        yield server
 
 
 def connect(server: PlaygroundServer) -> http.client.HTTPConnection:
@@ -139,7 +149,7 @@ BAD_POSES = {
     "17 joints": (numbers(""), ["54 (18 joints), 75", "found 51"]),
     "an empty list of people": ('{"people": []}', ["non-empty list 'people'"]),
     "people who are none": ('{"people": [3]}', ["found 0"]),
-    "another object": ("{}", ["non-empty list 'people'"]),
+    "another object": ("{}", ["must have people"]),
     "a number": ("5", ["array of joints must be"]),
     "nothing": ("", ["must be JSON"]),
     "no JSON": ("hello", ["must be JSON"]),
@@ -228,7 +238,7 @@ def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> Non
     assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(people, (400, 300), 1))
     for pose_size, person, words in (
         ("300", 0, "pose-size"),
-        ("1x1", 0, "outside an image"),
+        ("1x1", 0, "must lie in an image of 1x1"),
         ("300x400", 2, "person must be"),
     ):
         status, answer = ask(
@@ -325,6 +335,29 @@ def test_painting_tells_of_each_step_and_ends_with_the_pictures_of_generate(serv
             seed=seed,
         )
         assert picture_in(event["picture"]).tobytes() == ours[0].tobytes()
+
+
+def test_a_student_paints_what_turbo_asks_for_and_its_teacher_the_rest() -> None:
+    model, vae = MODEL
+    student = copy.copy(model)
+    student.config = dataclasses.replace(model.config, distilled=DistilledConfig())
+    with serving(PlaygroundServer(model, vae, student=student)) as server:
+        settings = ask(server, "/settings")[1]
+        assert settings["samplers"][0] == "turbo" and settings["turbo_steps"] == 4 and "ddpm" in settings["samplers"]
+        for sampler, painter in (("turbo", student), ("ddpm", model)):
+            _, answer = ask(server, "/paint", order(sampler=sampler))
+            picture = picture_in(json.loads(answer.splitlines()[-1])["picture"])
+            how = (painter, vae, read_image(PHOTO), keypoints_from(POSE, layout="openpose"))
+            expected = cfld.generate(*how, cfld.SamplingConfig(2, sampler), seed=3)
+            assert picture.tobytes() == expected[0].tobytes()
+        status, answer = ask(server, "/paint", order(sampler="turbo", pose_scale=3))
+        assert status == 400 and "scales must be 2 and 2" in answer["error"]
+    with serving(PlaygroundServer(student, vae)) as server:
+        assert ask(server, "/settings")[1]["samplers"] == ["turbo"]
+        assert ask(server, "/paint", order(sampler="ddpm"))[0] == 400
+    with serving(PlaygroundServer(model, vae)) as server:
+        assert "turbo" not in ask(server, "/settings")[1]["samplers"]
+        assert "must be used with a student" in ask(server, "/paint", order(sampler="turbo"))[1]["error"]
 
 
 def test_a_preview_is_the_decoded_latents_only_smaller() -> None:

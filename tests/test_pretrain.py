@@ -78,9 +78,9 @@ def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_sta
     common = ["--data", "people:2x2@7", "--steps", "2", "--batch", "2", "--device", "cpu", "--lr", "1e-3"]
     common += ["--precision", "fp32", "--sample-every", "2", "--sample-steps", "2"]
     for name, start, more in (
-        ("begun", vae_folder, ["--stage", "source", "--lr", "0"]),
+        ("begun", vae_folder, ["--stage", "source", "--lr", "1e-30"]),
         ("source", vae_folder, ["--stage", "source"]),
-        ("base_begun", tmp_path / "source" / "model", ["--stage", "base", "--lr", "0"]),
+        ("base_begun", tmp_path / "source" / "model", ["--stage", "base", "--lr", "1e-30"]),
         ("base", tmp_path / "source" / "model", ["--stage", "base"]),
     ):
         argv = ["--config", configs["all"], "--init", start, "--out", tmp_path / name]

@@ -120,7 +120,18 @@ def write(path: Path, joints: np.ndarray) -> Path:
 def test_the_command_and_generate_retarget(micro_folder: Path, tmp_path: Path, fails) -> None:
     pose, own = (joints_of(seed, pose_of(name)).round(2) for seed, name in ((A, "arms up"), (B, "stand")))
     Image.fromarray(people.draw(B, 0, limit=people.OWN_SEEDS).image).save(tmp_path / "photo.png")
-    asked = ["--model", micro_folder, "--source", tmp_path / "photo.png", "--steps", 2, "--device", "cpu"]
+    asked = [
+        "--model",
+        micro_folder,
+        "--source",
+        tmp_path / "photo.png",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
     asked += ["--pose", write(tmp_path / "pose.npy", pose), "--out", tmp_path / "out.png", "--retarget"]
     fails(sample_command, *asked, words=["--retarget", "--source-pose"])
     asked += ["--source-pose", write(tmp_path / "own.npy", own)]

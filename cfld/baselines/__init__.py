@@ -58,26 +58,28 @@ def build(config: CFLDConfig, **pretrained: Any) -> CFLD:
 
 def to_dict(config: CFLDConfig) -> dict[str, Any]:
     """A config as plain dictionaries, for config.json."""
-    name = baseline_of(config)
-    return ({"baseline": name} if name else {}) | dataclasses.asdict(config)
+    name, values = baseline_of(config), dataclasses.asdict(config)
+    if config.distilled is None:
+        del values["distilled"]
+    return ({"baseline": name} if name else {}) | values
 
 
 def from_dict(values: dict[str, Any]) -> CFLDConfig:
     """A config from to_dict's form; a field that is left out has SD 1.5's value. Raises ValueError that names the field
     for one that is unknown or of a wrong type, and for interfaces that do not fit."""
     if not isinstance(values, dict):
-        raise ValueError(f"a config must be an object of fields, found {values!r}")
+        raise ValueError(f"a config must be an object of fields, found {values!r:.60}")
     fields = dict(values)
     name = fields.pop("baseline", None)
     if "prompt" in fields or "biases" in fields:
         found = json.dumps([fields.pop("prompt", "prd"), fields.pop("biases", True)])
         if found not in BY_FIELDS:
-            raise ValueError(f"prompt and biases must be one of {', '.join(BY_FIELDS)}, found {found}")
+            raise ValueError(f"prompt and biases must be one of {', '.join(BY_FIELDS)}, found {found:.60}")
         name = BY_FIELDS[found]
         if name != "B2":
             fields.pop("clip", None)
     if name is not None and name not in tuple(BASELINES):
-        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, found {name!r}")
+        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, found {name!r:.60}")
     return parse(fields, BASELINES[name][0] if name else CFLDConfig)
 
 

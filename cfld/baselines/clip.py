@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cfld.tools.checks import check_config, check_tensor
+
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training photos
 
 
@@ -24,6 +26,7 @@ class CLIPConfig:
     num_heads: int = 16
 
     def __post_init__(self) -> None:
+        check_config(self, "clip")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"clip.image_size {self.image_size} must be a multiple of clip.patch_size {self.patch_size}"
@@ -97,10 +100,7 @@ class CLIPImageEncoder(nn.Module):
         -> a list of one: the pooled output (B, 1024)
         """
         size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            raise ValueError(
-                f"clip.image_size is {size}, found images of {images.shape[-2]}x{images.shape[-1]}: resize them"
-            )
+        check_tensor("images", images, ("B", 3, size, size), self.patch_embed.weight)
         mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (MEAN, STD))
         patches = rearrange(self.patch_embed((images / 2 + 0.5 - mean) / std), "b d h w -> b (h w) d")
         tokens = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1) + self.positions

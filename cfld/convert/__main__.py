@@ -7,6 +7,8 @@
     python -m cfld.convert official --model pytorch_model.bin --unet pytorch_model_1.bin --vae VAE --out DIR
     python -m cfld.convert checkpoint RUN/checkpoints/best.safetensors --out DIR      from a training run in progress
     python -m cfld.convert export --to official|diffusers DIR OUT                     for other code
+    python -m cfld.convert export --to peft|kohya DIR OUT                             a student's adapters
+    python -m cfld.convert merge DIR OUT                                              a student as a model folder
 
 Nothing is skipped silently: a tensor that is missing, unexpected or of another shape is an error, and what is dropped
 on purpose is logged with its reason. weights/README.md says where the files come from.
@@ -25,11 +27,11 @@ from cfld.baselines import ABLATIONS, ablation, build, read_config
 from cfld.baselines.b1_to_b5 import B2Config
 from cfld.config import SD15
 from cfld.convert.cards import export_card, init_card, official_card
-from cfld.convert.export import export_diffusers, export_official
+from cfld.convert.export import export_adapters, export_diffusers, export_official
 from cfld.convert.fetch import FOLDER, add_fetch, fetch, use_fetched
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
-from cfld.tools.card import training_card
+from cfld.tools.card import LOAD_STUDENT, model_card, read_card, training_card
 from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
 from cfld.tools.files import atomic, write_text
 from cfld.training.options import checked_options, saved_options
@@ -81,7 +83,12 @@ def checkpoint(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """A model folder's weights for other code."""
+    """A model folder's weights, or the adapters of its student, for other code."""
+    if options.to in ("peft", "kohya"):
+        with atomic(options.out) as temporary:
+            temporary.mkdir()
+            export_adapters(Path(options.folder), options.to, temporary)
+        return
     model, vae = load(options.folder)
     with atomic(options.out) as temporary:
         temporary.mkdir()
@@ -92,10 +99,21 @@ def export(options: argparse.Namespace) -> None:
         write_text(temporary / "README.md", export_card(options, model.config.image_size, options.words))
 
 
+def merge(options: argparse.Namespace) -> None:
+    """The student of a model folder as a model folder of its own."""
+    model, vae = load(options.folder, turbo=True)
+    licence, bases = read_card(options.folder)
+    facts = {"made from": f"the student of {options.folder}, its adapters merged"}
+    save(options.out, model, vae, card=model_card(licence, bases, facts, options.words, LOAD_STUDENT))
+
+
+EXPORTS = ("official", "diffusers", "peft", "kohya")
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.convert", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="fetch | init | official | checkpoint | export")
+    commands = parser.add_subparsers(required=True, metavar="fetch | init | official | checkpoint | export | merge")
     config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -126,8 +144,12 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--out", metavar="DIR", required=True, help="the model folder to make")
 
     sub = add("export", export, "Write a model folder's weights for other code.")
-    sub.add_argument("--to", choices=("official", "diffusers"), required=True, help="whose names to use")
-    sub.add_argument("folder", metavar="DIR", help="a model folder")
+    sub.add_argument("--to", choices=EXPORTS, required=True, help="whose names; peft, kohya: of adapters")
+    sub.add_argument("folder", metavar="DIR", help="a model folder; for adapters, what holds turbo.safetensors")
+    sub.add_argument("out", metavar="OUT", help="the folder to make")
+
+    sub = add("merge", merge, "Write the student of a model folder as a model folder of its own.")
+    sub.add_argument("folder", metavar="DIR", help="a model folder with turbo.safetensors")
     sub.add_argument("out", metavar="OUT", help="the folder to make")
 
     add_fetch(commands)

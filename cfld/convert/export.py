@@ -1,17 +1,19 @@
 """Write a model under the names that other code reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cfld.config import CFLDConfig
 from cfld.convert.layouts import Layout, layout_of
+from cfld.folder import TURBO_FILE
 from cfld.model import CFLD
 from cfld.tools.cli import UserError
 from cfld.tools.files import write_json
-from cfld.tools.tensors import write_tensors
+from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
 
 ConfigTable = dict[str, Callable[[CFLDConfig], Any]]  # a field of their config.json, its value
@@ -86,3 +88,34 @@ def export_diffusers(model: CFLD, vae: VAE, folder: Path) -> None:
         write_json(folder / name / "config.json", {field: value(model.config) for field, value in table.items()})
     scheduler = {field: value(model.config) for field, value in SCHEDULER_CONFIG.items()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+
+
+def adapters_in_layout(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The adapters of a student under the names of other code, for a UNet of diffusers.
+
+    tensors: as cfld.student.student_of takes them
+    layout: "peft", unet.LAYER.lora_A.weight and lora_B.weight, as diffusers saves them (pytorch_lora_weights); or
+        "kohya", lora_unet_LAYER.lora_down.weight, lora_up.weight and alpha, with underscores for dots in LAYER, which
+        diffusers reads as well. alpha is the rank: adapters are added at a strength of 1
+    Raises UserError for a student without adapters.
+    """
+    unet, named = layout_of("UNet", "diffusers"), dict[str, Tensor]()
+    for name, x in tensors.items():
+        layer, _, kind = name.removeprefix("unet.").rpartition(".lora_")
+        if not layer:
+            raise UserError(f"{name} is a whole weight: only adapters can be exported so, of --stage distill --rank N")
+        theirs, side = unet.theirs(layer), kind.removesuffix(".weight")
+        if layout == "peft":
+            named[f"unet.{theirs}.lora_{'A' if side == 'down' else 'B'}.weight"] = x
+        else:
+            flat = f"lora_unet_{theirs.replace('.', '_')}"
+            named[f"{flat}.lora_{side}.weight"] = x
+            if side == "down":
+                named[f"{flat}.alpha"] = torch.tensor(float(len(x)))
+    return named
+
+
+def export_adapters(folder: Path, layout: str, out: Path) -> None:
+    """Write the adapters of turbo.safetensors in a folder as pytorch_lora_weights.safetensors. Raises UserError."""
+    tensors, _ = read_safetensors(folder / TURBO_FILE)
+    write_tensors(out / "pytorch_lora_weights.safetensors", adapters_in_layout(tensors, layout), {"format": "pt"})

@@ -4,6 +4,7 @@ Letters in shapes: B pairs, S side of an image for the source encoder, H side of
 h x w size of its latents, A attributes.
 """
 
+import contextlib
 import functools
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cfld.tools.cli import UserError
+from cfld.tools.workers import end_with_parent
 
 
 class Pair(NamedTuple):
@@ -126,10 +128,11 @@ class StepOrder(Sampler[list[int]]):
         return self.stop - self.start
 
 
-def ignore_signals(worker: int) -> None:
-    """Let a worker end with its parent: a signal to all processes must not stop the workers of one that is saving."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def begin_worker(worker: int) -> None:
+    """Let a worker end with its parent and not before: a signal to all processes must not stop the workers of one that
+    is saving."""
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 Item = Pair | UserError | OSError
@@ -154,6 +157,21 @@ def collate_readable(items: list[Item], places: range) -> Batch | UserError | OS
     return errors[0] if errors else collate([item for item in items if isinstance(item, Pair)], places)
 
 
+@contextlib.contextmanager
+def lost_worker(advice: str) -> Iterator[None]:
+    """Turn the RuntimeError that the DataLoader raises, anywhere in the block, when a worker is killed, into a
+    UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a worker that loads photos was ended from outside, perhaps for lack of memory ({str(error)[:80]}): "
+            f"{advice}"
+        ) from None
+
+
 def step_batches(dataset: Dataset[Pair], order: StepOrder, workers: int) -> Generator[Batch]:
     """One Batch for each step of the order. Closing the iterator ends its workers, and so does an error.
 
@@ -164,7 +182,7 @@ def step_batches(dataset: Dataset[Pair], order: StepOrder, workers: int) -> Gene
         batch_sampler=order,
         collate_fn=functools.partial(collate_readable, places=order.places),
         num_workers=workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
     batches = iter(loader)

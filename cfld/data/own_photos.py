@@ -7,38 +7,40 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cfld.data.deepfashion import SPLITS, write_split
+from cfld.data.deepfashion import KINDS, SPELLINGS, SPLITS, write_split
+from cfld.data.names import check_photo_names
 from cfld.photos.crop import PHOTO_SUFFIXES, fit, whole
-from cfld.photos.keypoints import joints_on
+from cfld.photos.keypoints import POSE_SUFFIXES, check_confidence, joints_on
 from cfld.tools.cli import UserError, WriteError
 from cfld.tools.files import link
 from cfld.tools.pictures import orientation, read_image, save_image
 
+JOINTS_BESIDE = ("{}.json", "{}_keypoints.json", "{}.npy", "{}.npz")  # of a photo's name without its ending
+KEPT = (".jpg", ".jpeg", ".png", ".webp")  # photos of other endings become JPEG
 Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in the 256x176 frame, -1 = missing
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str | None = None) -> dict[str, int]:
-    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in photo.json or .npy next to
-    it: lists, all ordered pairs of each person's photos, annotations.
+    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in a file of JOINTS_BESIDE next
+    to it: lists, all ordered pairs of each person's photos, annotations.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
     min_confidence, layout: as cfld.photos.keypoints.joints_from takes them
 
-    A photo without usable joints is named and left out. Returns counts by name. Raises UserError if no pair is left, or
-    if the lists are there already.
+    A photo without usable joints is named and left out, and other files are named and passed over. Returns counts by
+    name. Raises UserError if no pair is left, or if the lists are there already.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it must hold one folder of photos per person")
     if not 0 <= test_share < 1:
         raise UserError(f"--test-share must be at least 0 and below 1, found {test_share}")
-    if (root / "train.lst").exists():
-        raise UserError(
-            f"{root}/train.lst already exists: to make the lists again, remove the .lst and .csv files, and "
-            "train_highres and test_highres if this command made them"
-        )
-    people = list_people(root)
+    check_confidence(min_confidence)
+    people, passed_over = list_people(root)
     check_names(people)
     tested = round(len(people) * test_share) or int(test_share > 0 and len(people) > 1)
+    refuse_lists(root, tested)
+    for what, paths in passed_over.items():
+        print(f"passed over: {len(paths)} {what}, such as {paths[0]}")
     found: dict[str, list[Keypoints]] = {split: [] for split in SPLITS}  # one entry per person
     left_out: list[str] = []
     for number, photos in enumerate(tqdm(people, desc=str(root), unit="person")):
@@ -57,6 +59,7 @@ def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str
             f"give --test-share 0, or another share"
         )
     counts = {"people": len(people), "photos left out": len(left_out)}
+    counts |= {f"{what} passed over": len(paths) for what, paths in passed_over.items()}
     splits = SPLITS if tested else SPLITS[:1]
     for split in reversed(splits):  # train.lst is written last: where it stands, all is there
         annotations = {name: joints.round(2) for person in found[split] for name, joints in person.items()}
@@ -66,17 +69,54 @@ def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str
     return counts
 
 
-def list_people(root: Path) -> list[list[Path]]:
-    """The photos of each person, by the names of their folders."""
-    made = [root / f"{split}_highres" for split in SPLITS]
-    folders = [f for f in sorted(root.iterdir()) if f.is_dir() and f not in made and not f.name.startswith(".")]
-    people = [[p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES] for folder in folders]
-    return [photos for photos in people if photos]
+def refuse_lists(root: Path, tested: int) -> None:
+    """Raise UserError if lists of an earlier command are there, of either split: of the test split they would stay
+    beside new ones, and its people would be trained on."""
+    names = [f"{split}.lst" for split in SPLITS]
+    names += [f"{f}-{kind}-{split}.csv" for split in SPLITS for kind in KINDS for f in SPELLINGS]
+    names += [] if tested else ["test_highres"]
+    if there := [name for name in names if (root / name).exists()]:
+        raise UserError(
+            f"{root}/{there[0]} already exists: to make the lists again, remove all that an earlier command has made: "
+            f"{', '.join(there)}"
+        )
+
+
+def list_people(root: Path) -> tuple[list[list[Path]], dict[str, list[Path]]]:
+    """The photos of each person, by the names of their folders; and what else is there, by kind. Hidden files and files
+    of joints and lists do not count."""
+    made, nothing = [root / f"{split}_highres" for split in SPLITS], (*POSE_SUFFIXES, ".csv", ".lst")
+    people: list[list[Path]] = []
+    passed_over: dict[str, list[Path]] = {}
+
+    def visible(folder: Path) -> list[Path]:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+    def is_photo(path: Path) -> bool:
+        return path.is_file() and path.suffix.lower() in PHOTO_SUFFIXES
+
+    def pass_over(what: str, path: Path) -> None:
+        passed_over.setdefault(what, []).append(path)
+
+    for folder in visible(root):
+        if is_photo(folder):
+            pass_over("photos outside the folders of people", folder)
+        if not folder.is_dir() or folder in made:
+            continue
+        inside = visible(folder)
+        people.append([path for path in inside if is_photo(path)])
+        for path in inside:
+            if path.is_dir():
+                for photo in filter(is_photo, sorted(path.rglob("[!.]*"))):
+                    pass_over("photos in folders inside the folders of people", photo)
+            elif not is_photo(path) and path.suffix.lower() not in nothing:
+                pass_over(f"files ending in {path.suffix.lower() or 'nothing'}", path)
+    return [photos for photos in people if photos], passed_over
 
 
 def listed_name(path: Path) -> str:
     """The name of a photo in the lists."""
-    return f"{path.parent.name}--{path.name}"
+    return f"{path.parent.name}--{path.name}" + ("" if path.suffix.lower() in KEPT else ".jpg")
 
 
 def check_names(people: list[list[Path]]) -> None:
@@ -88,6 +128,7 @@ def check_names(people: list[list[Path]]) -> None:
         if set(name) & set(",:#\n\r") or name in names:
             raise UserError(f"{path}: names must be unique and hold none of , : # and line ends: rename it")
         names.add(name)
+    check_photo_names(sorted(names), "photos of one's own")
 
 
 def read_person(
@@ -110,18 +151,19 @@ def read_person(
 def own_photo(path: Path, target: Path, min_confidence: float, layout: str | None) -> np.ndarray:
     """Put a photo where training looks for it, upright and cropped as cfld.photos.crop.fit says.
 
-    Returns its keypoints (18, 2), from the .json or .npy file next to it. Raises UserError.
+    Returns its keypoints (18, 2), from the file of joints next to it. Raises UserError.
     """
-    file = next((p for p in (path.with_suffix(".json"), path.with_suffix(".npy")) if p.is_file()), None)
+    names = [name.format(path.stem) for name in JOINTS_BESIDE]
+    file = next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
     if file is None:
-        raise UserError(f"{path}: must have a file of joints next to it, {path.stem}.json or .npy")
+        raise UserError(f"{path}: must have a file of joints next to it, {', '.join(names[:-1])} or {names[-1]}")
     photo = read_image(path, upright=True)
     joints = joints_on(photo, str(file), min_confidence=min_confidence, layout=layout)
     size = (photo.height, photo.width)
     crop = fit(size, joints)
     with Image.open(path) as stored:
-        turned = orientation(stored) != 1
-    if turned or crop != whole(size):
+        as_it_is = orientation(stored) == 1 and stored.format in ("JPEG", "PNG", "WEBP")
+    if not as_it_is or crop != whole(size):
         save_image(target, crop.cut(photo), quality=95)
     else:
         link(path, target)

@@ -5,6 +5,7 @@ of its latents, A attributes.
 """
 
 import functools
+import hashlib
 import re
 from itertools import permutations
 from pathlib import Path
@@ -20,6 +21,7 @@ from cfld.data.batch import Pair
 from cfld.data.cache import Cache
 from cfld.data.deepfashion import read_split
 from cfld.photos.pixels import to_square
+from cfld.pose import FRAME
 from cfld.tools.cli import UserError
 from cfld.tools.files import read_object
 from cfld.tools.pictures import read_image
@@ -37,11 +39,16 @@ class FashionPairs(Dataset[Pair]):
     def __init__(self, root: str | Path, split: str, image_size: int, source_size: int):
         self.root, self.image_size, self.source_size = Path(root), image_size, source_size
         self.lists = read_split(self.root, split)
-        self.pairs, self.photos = self.lists.pairs, self.lists.photos
+        self.pairs, self.photos, self.frame = self.lists.pairs, self.lists.photos, self.lists.frame
         self.cache: Cache | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def listing(self) -> str:
+        """All pairs in their order, as text: what the pairs of a step depend on."""
+        return "\n".join(map(",".join, self.pairs))
 
     def __getitem__(self, number: int) -> Pair:
         source, target = self.pairs[number]
@@ -86,10 +93,15 @@ class PeoplePairs(Dataset[Pair]):
             raise UserError(f"people must be 1 or more in 2 or more poses, found people:{identities}x{poses}")
         refuse_measured(range(seed, seed + identities))
         self.seed, self.image_size, self.source_size = seed, image_size, source_size
-        self.identities, self.orders = identities, list(permutations(range(poses), 2))
+        self.identities, self.orders, self.frame = identities, list(permutations(range(poses), 2)), FRAME
 
     def __len__(self) -> int:
         return self.identities * len(self.orders)
+
+    @property
+    def listing(self) -> str:
+        """What all pairs and their order follow from."""
+        return f"{self.seed} {self.identities} {self.orders}"
 
     def __getitem__(self, number: int) -> Pair:
         order = self.orders[number % len(self.orders)]
@@ -118,7 +130,7 @@ class DescribedPairs(Dataset[Pair]):
     """
 
     def __init__(self, pairs: Pairs):
-        self.pairs = pairs
+        self.pairs, self.frame = pairs, pairs.frame
         pairs.person(0)
 
     def __len__(self) -> int:
@@ -147,8 +159,30 @@ def open_pairs(place: str | Path, split: str, image_size: int, source_size: int)
     made_by = Path(place) / "people.json"
     if split == "train" and made_by.is_file():
         plan = read_object(made_by, "seed", "identities")
-        refuse_measured(range(plan["seed"], plan["seed"] + plan["identities"]))
+        seed, identities = plan["seed"], plan["identities"]
+        if not (type(seed) is type(identities) is int and seed >= 0 and identities >= 1):
+            raise UserError(
+                f"{made_by} must have a seed of 0 or more and 1 or more identities, found {str(seed)[:40]!r} and "
+                f"{str(identities)[:40]!r}: make the folder again with python -m cfld.people"
+            )
+        refuse_measured(range(seed, seed + identities))
     return FashionPairs(place, split, image_size, source_size)
+
+
+def listing_sum(pairs: Pairs) -> str:
+    """The number of pairs, and a hash of which they are and of their order."""
+    return f"{len(pairs)} pairs of sha256 {hashlib.sha256(pairs.listing.encode()).hexdigest()[:16]}"
+
+
+def refuse_common_photos(train: Pairs, test: Pairs) -> None:
+    """Raise UserError if a photo is in pairs of both splits, as where one of them is of an earlier list."""
+    if not (isinstance(train, FashionPairs) and isinstance(test, FashionPairs)):
+        return
+    if common := sorted(set(train.photos) & set(test.photos)):
+        raise UserError(
+            f"{train.root}: no photo may be in both splits, found {len(common)} of {len(test.photos)} test photos in "
+            f"training pairs, too (first: {common[0]}): make both lists again, or remove those of the test split"
+        )
 
 
 def refuse_measured(seeds: range) -> None:

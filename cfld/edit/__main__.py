@@ -13,7 +13,6 @@ Letters in shapes: B samples, Q queries, h x w positions of a map.
 
 import argparse
 import itertools
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,15 +34,17 @@ from cfld.edit.attention_maps import (
 )
 from cfld.edit.edit import edit, generate_frames, in_poses, interpolated
 from cfld.model import CFLD, Conditions
+from cfld.photos.clip import pose_files, read_clip
 from cfld.photos.crop import fit, fitted
 from cfld.photos.keypoints import joints_on, pose_settings
 from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
+from cfld.photos.retarget import retarget
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.sample import (
-    RETARGET_HELP,
-    SOURCE_POSE_HELP,
     add_options,
+    add_source_options,
     check_outs,
+    in_windows,
     open_model,
     read_poses,
     read_source,
@@ -70,24 +71,6 @@ def read_mask(path: str, reference: Image.Image) -> Image.Image:
     if not white.getbbox():
         raise UserError(f"{path}: the mask must be white where to generate, found no white in it")
     return white
-
-
-def pose_files(texts: Sequence[str]) -> list[str]:
-    """Values of --pose, with each folder replaced by the .json and .npy files in it, sorted by name, 2 before 10."""
-
-    def order(path: Path) -> list[str | int]:
-        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
-
-    files: list[str] = []
-    for text in texts:
-        if not Path(text).is_dir():
-            files.append(text)
-            continue
-        found = [path for path in Path(text).iterdir() if path.suffix.lower() in (".json", ".npy")]
-        if not found:
-            raise UserError(f"--pose {text}: the folder must hold .json or .npy files of joints, found none")
-        files += map(str, sorted(found, key=order))
-    return files
 
 
 def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: int) -> None:
@@ -187,7 +170,10 @@ def run_interpolate(options: argparse.Namespace) -> None:
 def run_sequence(options: argparse.Namespace) -> None:
     config, outs = check_frames(options)
     photo, own = read_source(options.source, options.source_pose, options)
-    keypoints = read_poses(pose_files(options.pose), options, own if options.retarget else None, together=True)
+    clip = read_clip(pose_files(options.pose), pose_settings(options), options.skip_empty)
+    keypoints = in_windows(clip, together=True)
+    if own is not None:
+        keypoints = retarget(keypoints, own)
     model, vae = open_model(options, config)
     parts = in_poses(model, source_tensor(model, photo), keypoints, options.batch)
     write_frames(model, vae, parts, config, outs, options)
@@ -265,17 +251,16 @@ def main(argv: list[str] | None = None) -> None:
     interpolate.add_argument("--frames", type=int, default=8, help="number of frames, both ends included")
 
     sequence = add("sequence", run_sequence, "Generate one person in many poses from the same noise.")
-    sequence.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
-    sequence.add_argument("--source-pose", metavar="FILE", help=SOURCE_POSE_HELP)
-    sequence.add_argument("--retarget", action="store_true", help=RETARGET_HELP)
+    add_source_options(sequence)
     sequence.add_argument(
         "--pose",
         required=True,
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="poses in order, or folders of .json or .npy files",
+        help="poses in order, files of many, or folders of files or images",
     )
+    sequence.add_argument("--skip-empty", action="store_true", help="leave out frames without a person")
     for made in (interpolate, sequence):
         made.add_argument(
             "--out", required=True, nargs="+", metavar="FILE", help="files to write: .gif animations, other sheets"

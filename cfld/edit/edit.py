@@ -36,7 +36,7 @@ def edit(
         are generated as a whole
     poses (1, 21, 256, 256) in [0, 1]: the pose of the person in the reference
     generator, progress: as in cfld.sampling.denoise
-    -> images (1, 3, 512, 512) in [-1, 1]: generated inside the mask, the reference itself outside
+    -> images (1, 3, 512, 512) in [-1, 1] in float32: generated inside the mask, the reference itself outside
     """
     place = model.device, model.dtype
     pixels = F.adaptive_max_pool2d(masks.float(), reference_images.shape[-2:])
@@ -45,7 +45,7 @@ def edit(
         reference = Reference(vae.encode(reference_images.to(*place)).float(), positions > 0)
         conditions = model.condition(source_images.to(*place), poses.to(*place))
     images = denoise(model, vae, conditions, config, generator=generator, reference=reference, progress=progress)
-    return torch.where(pixels > 0, images, reference_images.to(images))
+    return torch.where(pixels > 0, images.float(), reference_images.to(images.device).float())
 
 
 def interpolated(first: Conditions, second: Conditions, weights: Tensor) -> Conditions:

@@ -7,7 +7,8 @@
     python -m cfld.evaluate --pred A --truth B --out OUT                         two folders, paired by name
     python -m cfld.evaluate figure ...                                           Fig. 3 and 5: images side by side
     python -m cfld.evaluate study ...                                            Fig. 4: the user study
-    torchrun --nproc-per-node 8 -m cfld.evaluate ...                             the same, divided among 8 processes
+    python -m cfld.evaluate --processes 2 ...                                    the same, divided among 2 processes
+    torchrun --nproc-per-node 8 -m cfld.evaluate ...                             the same, on the GPUs of a machine
 
 OUT/numbers.csv gets every image's numbers, OUT/manifest.json the table and how it was made, OUT/pictures/ the generated
 images. Give an interrupted command again to continue it. LPIPS and FID need public weights: the command says which file
@@ -17,6 +18,7 @@ is missing and where to download it. docs/evaluation.md says what each number me
 import argparse
 import contextlib
 import math
+import os
 import platform
 import shutil
 import sys
@@ -54,9 +56,10 @@ from cfld.evaluate.protocol import (
 from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
 from cfld.samplers import SAMPLERS
+from cfld.sampling import TURBO_HELP
 from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
-from cfld.tools.processes import Processes, join
+from cfld.tools.processes import Processes, in_processes, join
 from cfld.tools.tensors import read_safetensors
 
 
@@ -78,16 +81,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="sampler; the paper's is ddpm")
-    options.add_argument("--steps", type=int, default=50, help="sampling steps")
+    options.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
+    options.add_argument("--steps", type=int, help="sampling steps (default: 50)")
+    options.add_argument("--turbo", action="store_true", help=TURBO_HELP)
     options.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
     options.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
     options.add_argument("--seed", type=int, default=0, help="of the noise")
     options.add_argument("--batch", type=int, default=8, help="images at a time; changes results only by rounding")
     options.add_argument(
-        "--precision", choices=PRECISIONS, help="of the weights (default: fp32; --model on CUDA: bf16)"
+        "--precision", choices=PRECISIONS, help="of the weights (default: of --model bf16 where hardware has it)"
     )
     options.add_argument("--device", help=DEVICE_HELP)
+    options.add_argument("--processes", type=int, default=1, help="that share the work, and a CPU's cores")
     options.add_argument(
         "--timeout", type=float, default=30, help="minutes to wait for another process before giving up"
     )
@@ -159,6 +164,12 @@ def versions(device: torch.device) -> dict[str, str]:
 @command
 def evaluate(argv: list[str]) -> None:
     options = parser().parse_args(argv)
+    if options.processes < 1:
+        raise UserError(f"--processes must be at least 1, found {options.processes}")
+    if options.processes > 1 and "WORLD_SIZE" not in os.environ:
+        if code := in_processes(options.processes, "cfld.evaluate", argv):
+            raise UserError(f"a process has stopped with exit code {code}: its own error is above")
+        return
     with join(options.device, options.timeout) as processes:
         evaluate_here(options, processes)
         processes.wait_for_work()  # of the main process, which writes the results

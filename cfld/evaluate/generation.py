@@ -5,6 +5,7 @@ Letters in shapes: B pairs, H side of an image.
 
 import argparse
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,11 @@ from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, collate, seeded
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.protocol import PairSet, picture_names
-from cfld.folder import load, load_vae
+from cfld.folder import TURBO_FILE, load, load_vae
 from cfld.photos.pixels import to_pictures, to_range
 from cfld.pose import pose_maps
-from cfld.sampling import SamplingConfig, sample
-from cfld.tools.cli import PRECISIONS
+from cfld.sampling import PAPER, TURBO, SamplingConfig, sample
+from cfld.tools.cli import PRECISIONS, UserError, pick_precision
 from cfld.tools.files import open_folder, remove_leftovers, sha256
 from cfld.tools.pictures import save_image
 from cfld.tools.processes import Processes
@@ -41,7 +42,8 @@ def generate_missing(
     processes: Processes,
 ) -> None:
     """Generate those of the first count pairs that are not in the folder, each process its share. Pictures are
-    truncated to 8 bits, as in the public code."""
+    truncated to 8 bits, as in the public code. While a batch is generated, threads read the next one and write the one
+    before."""
     if processes.is_main:
         remove_leftovers(folder)
     processes.barrier()
@@ -51,19 +53,36 @@ def generate_missing(
     generate = prepare() if missing else None
     done = len(mine) - len(missing)
     with tqdm(total=len(mine), initial=done, desc="generating", unit="image", disable=not processes.is_main) as bar:
-        for first in range(0, len(missing), batch):
-            indices = missing[first : first + batch]
-            assert generate is not None
-            images = generate(indices, collate([pairs[i] for i in indices]))
+        parts = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+
+        def read(indices: list[int]) -> Batch:
+            return collate([pairs[i] for i in indices])
+
+        def write(indices: list[int], images: Tensor) -> int:
             for i, picture in zip(indices, to_pictures(images, size, rounding=False), strict=True):
                 save_image(paths[i], picture)
-            bar.update(len(indices))
+            return len(indices)
+
+        with ThreadPoolExecutor(2) as threads:
+            following, written = [threads.submit(read, part) for part in parts[:1]], list[Future[int]]()
+            for part, after in zip(parts, [*parts[1:], None], strict=True):
+                assert generate is not None
+                current = following.pop().result()
+                if after is not None:
+                    following.append(threads.submit(read, after))
+                images = generate(part, current).cpu()
+                if written:
+                    bar.update(written.pop().result())
+                written.append(threads.submit(write, part, images))
+            for future in written:
+                bar.update(future.result())
     processes.wait_for_work()
 
 
 def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:
-    """A model's images; the noise of pair i depends only on the seed and on i."""
-    model, vae = load(folder, device, dtype, channels_last=True)
+    """A model's, or its student's, images; the noise of pair i depends only on the seed and on i."""
+    model, vae = load(folder, device, dtype, channels_last=True, turbo=config.sampler == "turbo")
+    config.check_student(model.config.distilled)
 
     def generate(indices: list[int], batch: Batch) -> Tensor:
         target_keypoints = batch.keypoints.chunk(2)[1]
@@ -98,24 +117,34 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
     source: Path = options.model or options.vae
     config: CFLDConfig = read_config(source / "config.json")
     device = processes.device
-    precision = options.precision or ("bf16" if device.type == "cuda" and options.model else "fp32")
-    files = ("config.json", "vae.safetensors", *(("model.safetensors",) if options.model else ()))
+    dtype = pick_precision(options.precision or (None if options.model else "fp32"), device)
+    files = ["config.json", "vae.safetensors", *(["model.safetensors"] if options.model else [])]
+    if options.model and options.turbo and config.distilled is None:
+        files.append(TURBO_FILE)
+        if not (source / TURBO_FILE).is_file():
+            raise UserError(f"{source} holds no student for --turbo: it lacks {TURBO_FILE} (docs/turbo.md)")
     asked: dict[str, Any] = {
         **{name: sha256(source / name) for name in files},
         "size": options.size,
         **{name: value for name, value in cases.facts().items() if name.startswith("sha256")},
         "resize": "bicubic, antialiased, truncated to 8 bits",
-        "precision": precision,
+        "precision": next(name for name, kind in PRECISIONS.items() if kind == dtype),
     }
     if options.model:
-        how = SamplingConfig(options.steps, options.sampler, options.pose_scale, options.appearance_scale)
+        base = TURBO if options.turbo else PAPER
+        if options.turbo and options.sampler:
+            raise UserError("--turbo must stand without --sampler: a student has its own sampler")
+        steps = base.steps if options.steps is None else options.steps
+        how = SamplingConfig(steps, options.sampler or base.sampler, options.pose_scale, options.appearance_scale)
         how.check_steps(config)
+        if config.distilled or not options.turbo:  # else the student says what it has taken in
+            how.check_student(config.distilled)
         facts = asdict(how)
         del facts["guidance_interval"]  # which is not an option here
         asked |= {**facts, "seed": options.seed}
-        prepare = partial(with_model, source, how, options.seed, device, PRECISIONS[precision])
+        prepare = partial(with_model, source, how, options.seed, device, dtype)
     else:
-        prepare = partial(with_vae, source, device, PRECISIONS[precision])
+        prepare = partial(with_vae, source, device, dtype)
     pairs = FashionPairs(options.data, "test", config.image_size, config.source_size)
     folder = options.out / "pictures"
     if processes.is_main:

@@ -31,14 +31,15 @@ from cfld.evaluate.lpips import load_lpips
 from cfld.evaluate.metrics import SSIM_PROTOCOLS
 from cfld.evaluate.person import Array, backdrop, face_box, mean_colours, person_region
 from cfld.evaluate.weights import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS
-from cfld.photos.crop import PHOTO_SUFFIXES
+from cfld.photos.crop import PHOTO_SUFFIXES, same_shape
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image
 
 PATTERNS = ("{}_2_{}_vis", "{}_to_{}", "{}_{}")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = ("RGB", "L", "P", "1")  # of images that RGB holds without loss; a palette is looked up
-SIZES = {"256x176": (256, 176), "512x352": (512, 352)}  # height and width of Table 2's halves
+# Height and width of Table 2's halves, and of Market-1501.
+SIZES = {"256x176": (256, 176), "512x352": (512, 352), "128x64": (128, 64)}
 FIDS = {"FID": "fid_pgpis", "FID std": "fid"}  # the paper's and the standard FID, by protocol of Inception
 WEIGHTS = {  # the public files that a metric needs
     "LPIPS": (ALEXNET, LPIPS_HEADS),
@@ -153,6 +154,12 @@ class PairSet:
     def __init__(self, root: Path, size: tuple[int, int], limit: int | None = None):
         self.lists = read_split(root, "test")
         self.root, self.size, self.whole = root, size, len(self.lists.pairs)
+        if not same_shape(size, self.lists.frame):
+            height, width = self.lists.frame
+            raise UserError(
+                f"--size must have the shape of the photos in {root}, {height}x{width} (height x width), found "
+                f"{size[0]}x{size[1]}: people would become thin or broad"
+            )
         if limit is not None and not 1 <= limit <= self.whole:
             raise UserError(f"--limit must be within 1 .. {self.whole}, the pairs of {root}, found {limit}")
         self.pairs = self.lists.pairs[:limit]

@@ -1,10 +1,6 @@
 """Render a folder of synthetic people in several processes, and continue an interrupted run."""
 
 import json
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from cfld.people import Identity, identity, photo_pose, render
 from cfld.people.render import FRAME
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic, write_lines
+from cfld.tools.workers import in_workers
 
 # Raise the first number whenever the same seed gives other images: old folders are then not continued. Numpy 1 and 2
 # round products of single and double precision differently, which a few pixels show.
@@ -91,43 +88,34 @@ def finished_records(folder: Path) -> dict[int, Record]:
     try:
         records = [json.loads(line) for line in whole]
         return {record["seed"]: record for record in records}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): remove the folder, or take that line out of it") from None
+
+
+def is_whole(folder: Path, plan: Plan, record: Record) -> bool:
+    """Whether all files of a person are there. Raises UserError if the record is damaged."""
+    try:
+        split, names = plan.split(record["seed"]), [photo["name"] for photo in record["photos"]]
+        masks = [folder / f"masks_{split}" / Path(name).with_suffix(".png") for name in names]
+        return all(path.is_file() for path in [*(folder / f"{split}_highres" / name for name in names), *masks])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'records.jsonl'} is damaged in the record of seed {record['seed']} ({error!r}): take that line "
+            "out"
+        ) from None
 
 
 def photograph_all(folder: Path, plan: Plan, workers: int) -> list[Record]:
     """Render what is missing, in some processes -> the records of all people, by seed."""
-    records = finished_records(folder)
+    found = finished_records(folder)
+    records = {seed: record for seed, record in found.items() if is_whole(folder, plan, record)}
     missing = [(folder, plan, seed) for seed in plan.seeds if seed not in records]
     done = len(records) * plan.poses
     bar = tqdm(total=plan.identities * plan.poses, initial=done, unit="image", desc=str(folder), smoothing=0.05)
     with bar, open(folder / "records.jsonl", "a", encoding="utf-8") as log:
-        for record in results(missing, workers):
+        for record in in_workers(photograph, missing, workers):
             records[record["seed"]] = record
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.update(plan.poses)
     return [records[seed] for seed in plan.seeds]
-
-
-def results(tasks: list[tuple[Path, Plan, int]], workers: int) -> Iterator[Record]:
-    """The records of tasks, as they finish. Raises UserError if a worker is killed."""
-    if workers == 1 or len(tasks) < 2:
-        yield from map(photograph, tasks)
-        return
-    with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
-        try:
-            for record in as_completed([pool.submit(photograph, task) for task in tasks]):
-                yield record.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker was ended from outside, perhaps for lack of memory: give the command again to continue, "
-                "with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def ignore_interrupts() -> None:
-    """For workers: Ctrl-C reaches all processes of a terminal, and the parent ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cfld.photos.formats import Nobody
 from cfld.tools.cli import UserError
 from cfld.tools.sums import check_sums
 
@@ -248,9 +249,9 @@ def find_people(photo: Image.Image) -> Array:
 
     -> (people, J, 3): of each of MediaPipe's joints x and y as fractions of the photo, and its visibility in [0, 1]
 
-    Raises UserError if there is nobody, or if LiteRT or a network is missing.
+    Raises Nobody if there is nobody, UserError if LiteRT or a network is missing.
     """
     people = search(photo)
     if not people:
-        raise UserError("no person was found in the photo: give a file of joints (docs/poses.md)")
+        raise Nobody("no person was found in the photo: give a file of joints (docs/poses.md)")
     return np.array([np.c_[person.places / photo.size, person.visibility] for person in people])

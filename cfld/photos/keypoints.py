@@ -6,13 +6,13 @@ In names and shapes, always:
     keypoints    (18, 2) as (y, x) in cfld.pose.FRAME, -1 = missing: what the model takes
     size         (height, width) of the image
 
-The way down: read_pose -> read_joints -> joints_from -> openpose_points or array_points -> to_joints.
+The way down: read_pose -> read_joints -> read_frames (cfld.photos.formats) -> joints_of -> cfld.photos.units,
+cfld.photos.layouts.
 """
 
 import argparse
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +21,30 @@ from PIL import Image
 
 from cfld.photos.crop import PHOTO_SUFFIXES, fit, same_shape
 from cfld.photos.estimator import find_people
-from cfld.photos.layouts import COUNTS, LAYOUTS, choose
+from cfld.photos.formats import MEDIAPIPE, Frame, Nobody, array_frame, as_numbers, frames_in
+from cfld.photos.layouts import LAYOUTS, choose, used_points
+from cfld.photos.skeleton import is_skeleton, read_skeleton
+from cfld.photos.units import SIZE_ADVICE, check_annotations, check_fractions, check_guess, check_inside
 from cfld.pose import FRAME, JOINTS
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
 
-MEDIAPIPE = LAYOUTS["mediapipe"].size
-OPENPOSE_COUNTS = tuple(LAYOUTS[name].size for name in ("openpose", "body25", "halpe26"))
 MIN_VISIBILITY = 0.5  # of a joint found in a photo, unless --min-confidence says otherwise
-Joints = tuple[np.ndarray, tuple[float, float]]  # joints and the size of their image
-
-
-def as_numbers(values: Any) -> np.ndarray:
-    """Nested lists or an array -> an array of float64. Raises UserError unless it is regular and all are finite."""
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise UserError("the lists of joints must be equally long") from None
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise UserError("joints must be finite numbers only: write a missing joint as zeros")
-    return array.astype(np.float64)
+MARKET_FRAME = (128, 64)  # of the annotations of Market-1501
+POSE_SUFFIXES = (".json", ".npy", ".npz", ".txt")  # of files of joints
+NTED_PADDING = 40  # columns left of the photo in the frame of 256x256 of NTED's text files
+Size = tuple[float, float]
+Joints = tuple[np.ndarray, Size]  # joints and the size of their image
 
 
 def pick(people: Any, person: int) -> Any:
-    """One of several people. Raises UserError if there are not so many."""
+    """One of several people. Raises UserError if there are not so many, Nobody if there are none."""
+    if not len(people):
+        raise Nobody("there must be a person with joints, found nobody")
     if not 0 <= person < len(people):
         raise UserError(f"--person must be within 0 .. {len(people) - 1}, found {person}")
     return people[person]
-
-
-def openpose_points(content: dict[str, Any], person: int) -> np.ndarray:
-    """OpenPose's JSON -> one person's points (18, 25 or 26, 3). Raises UserError."""
-    people = content.get("people")
-    if not isinstance(people, list) or not people:
-        raise UserError(f"OpenPose's JSON must have a non-empty list 'people', found {str(content)[:60]}")
-    chosen = pick(people, person)
-    numbers = as_numbers(chosen.get("pose_keypoints_2d", []) if isinstance(chosen, dict) else [])
-    if numbers.ndim != 1 or numbers.size not in [3 * count for count in OPENPOSE_COUNTS]:
-        raise UserError(
-            "pose_keypoints_2d must have 54 (18 joints), 75 (25 joints) or 78 numbers (26 joints), found "
-            f"{numbers.size}"
-        )
-    return numbers.reshape(-1, 3)
-
-
-def array_points(content: Any, person: int) -> np.ndarray:
-    """An array or nested lists as joints_from takes them -> one person's points (n, 3). Raises UserError."""
-    array = as_numbers(content)
-    people = array[None] if array.ndim == 2 else array
-    count, columns = people.shape[1:] if people.ndim == 3 and len(people) else (0, 0)
-    if count not in COUNTS or not 2 <= columns <= (5 if count == MEDIAPIPE else 3):
-        raise UserError(
-            "an array of joints must be (n, 3) or (people, n, 3), with n one of "
-            f"{', '.join(map(str, COUNTS))} and the columns x, y, score, found {array.shape}"
-        )
-    points = pick(people, person)
-    if columns == 2:
-        return np.concatenate([points, np.ones((count, 1))], axis=1)
-    points = points[:, [0, 1, 2 if columns == 3 else 3]]
-    if count == MEDIAPIPE and not ((points[:, 2] >= 0) & (points[:, 2] <= 1)).all():
-        raise UserError("MediaPipe's visibility, the third of 3 columns or the fourth of more, must be within 0 .. 1")
-    return points
 
 
 def are_fractions(points: np.ndarray) -> bool:
@@ -91,27 +53,23 @@ def are_fractions(points: np.ndarray) -> bool:
     return len(points) == MEDIAPIPE or points[points[:, 2] > 0, :2].max(initial=0) <= 2
 
 
-def image_size(points: np.ndarray, content: Any, pose_size: tuple[int, int] | None) -> tuple[float, float]:
-    """The size of the image that points belong to, as joints_from describes. Raises UserError."""
-    if isinstance(content, dict) and "canvas_height" in content and "canvas_width" in content:
-        canvas = (content["canvas_height"], content["canvas_width"])
-        if not all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in canvas):
-            raise UserError(f"canvas_height and canvas_width must be positive numbers of pixels, found {canvas}")
-        return canvas
-    if pose_size not in (None, (1, 1)):
-        return pose_size
+def frame_size(points: np.ndarray) -> Size:
+    """FRAME, for points in an image of unknown size. Raises UserError if they cannot be in one of that size."""
+    if are_fractions(points):
+        raise UserError(
+            "joints that are fractions of an image need its size, or people would become thin or broad, and the file "
+            f"does not say it: give {SIZE_ADVICE}"
+        )
     x, y = points[points[:, 2] > 0, :2].max(axis=0, initial=0)
-    if not are_fractions(points) and (x >= FRAME[1] or y >= FRAME[0]):
+    if x >= FRAME[1] or y >= FRAME[0]:
         raise UserError(
             f"joints reach to x = {x:g}, y = {y:g}, outside an image of {FRAME[1]}x{FRAME[0]}, and the file does not "
-            "say how large its image is: give --pose-size WxH (in Python pose_size, height first)"
+            f"say how large its image is: give {SIZE_ADVICE}"
         )
     return FRAME
 
 
-def to_joints(
-    points: np.ndarray, size: tuple[float, float], min_confidence: float, layout: str | None = None
-) -> np.ndarray:
+def to_joints(points: np.ndarray, size: Size, min_confidence: float, layout: str | None = None) -> np.ndarray:
     """points (n, 3) in pixels, n one of COUNTS -> joints (18, 2). Raises UserError.
 
     A joint is missing if its score is 0 or below min_confidence, if it is at (0, 0) or outside the image, or if it is
@@ -123,6 +81,56 @@ def to_joints(
     return choose(points, seen, layout)
 
 
+def joints_of(
+    frame: Frame,
+    pose_size: tuple[int, int] | None = None,
+    person: int = 0,
+    min_confidence: float = 0.0,
+    layout: str | None = None,
+    photo_size: tuple[int, int] | None = None,
+) -> Joints:
+    """A frame's person -> joints (18, 2) and the size of their image. Raises UserError, Nobody if there is nobody.
+
+    photo_size: (height, width), taken if neither the frame nor pose_size says it; None: FRAME, if the joints can be in
+        it
+    The others are as joints_from takes them.
+    """
+    points, said = pick(frame.people, person), frame.size or pose_size
+    if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
+        least = f"of at least {min_confidence}" if min_confidence else "above 0"
+        raise Nobody(f"person {person} has no joint of a score {least}: check --person and --min-confidence")
+    size = said or photo_size or frame_size(points)
+    everybody = [each[used_points(len(each))] for each in frame.people]
+    if are_fractions(points):
+        check_fractions(everybody[person])
+        points = points * [size[1], size[0], 1]
+    else:
+        check_inside(everybody[person], size)
+        if said is None:
+            check_guess(np.concatenate(everybody), size)
+    joints = to_joints(points, size, min_confidence, layout)
+    if (joints < 0).all():
+        raise Nobody(
+            f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
+            "check --person, --pose-size and --min-confidence"
+        )
+    return joints, size
+
+
+def only(frames: list[Frame], part: str | None = None) -> Frame:
+    """The frame that a part names, by its number or the name of its image, or the only one. Raises UserError."""
+    if part is None and len(frames) == 1:
+        return frames[0]
+    names = [str(frame.name) for frame in frames]
+    if part is None:
+        raise UserError(f"holds {len(frames)} images, but one is asked for: add #NAME to the file, such as #{names[0]}")
+    if part in names:
+        return frames[names.index(part)]
+    if part.isdecimal() and int(part) < len(frames):
+        return frames[int(part)]
+    raise UserError(f"has no image named {part!r} among {len(frames)}, such as {names[0]}")
+
+
 def joints_from(
     content: Any,
     pose_size: tuple[int, int] | None = None,
@@ -132,26 +140,15 @@ def joints_from(
 ) -> Joints:
     """What a pose estimator has found -> joints (18, 2) and the size of their image. Raises UserError.
 
-    content: OpenPose's JSON of 18, 25 or 26 joints; or an array or nested lists (n, c) or (people, n, c), n one of
-        COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in
+    content: a value of JSON in any form of docs/poses.md; or an array or nested lists (n, c) or (people, n, c), n one
+        of COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in
         pixels or as fractions of the image
-    pose_size: (height, width) of the image. OpenPose's canvas_height and canvas_width take precedence. None: FRAME, if
-        all joints lie within it
+    pose_size: (height, width) of the image, unless the content says it. None: FRAME, if the joints can be in it
     person: whose pose, counted from 0
     min_confidence: joints of a lower score are missing
     layout: see cfld.photos.layouts.choose
     """
-    points = openpose_points(content, person) if isinstance(content, dict) else array_points(content, person)
-    size = image_size(points, content, pose_size)
-    if are_fractions(points):
-        points = points * [size[1], size[0], 1]
-    joints = to_joints(points, size, min_confidence, layout)
-    if (joints < 0).all():
-        raise UserError(
-            f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
-            "check --person, --pose-size and --min-confidence, and that MediaPipe's joints are fractions"
-        )
-    return joints, size
+    return joints_of(only(frames_in(content)), pose_size, person, min_confidence, layout)
 
 
 def keypoints_from(
@@ -173,7 +170,7 @@ def parse_keypoints(y_text: str, x_text: str) -> np.ndarray:
     for axis, text in (("y", y_text), ("x", x_text)):
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"keypoints_{axis} must be a JSON list, found {text.strip()[:40]!r}") from None
         if not isinstance(values, list) or len(values) != len(JOINTS):
             found = len(values) if isinstance(values, list) else repr(values)
@@ -184,8 +181,14 @@ def parse_keypoints(y_text: str, x_text: str) -> np.ndarray:
     return np.array(columns, dtype=np.float32).T
 
 
+def annotation_frame(path: str | Path) -> tuple[int, int]:
+    """The frame (height, width) of the keypoints in an annotation file: Market-1501's by its name, otherwise FRAME."""
+    return MARKET_FRAME if Path(path).name.startswith("market") else FRAME
+
+
 def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
-    """A DeepFashion annotation file -> keypoints (18, 2), float32, by name. Raises UserError that names the line."""
+    """A DeepFashion or Market-1501 annotation file -> keypoints (18, 2), float32, by name, as (y, x) in the file's
+    annotation_frame. Raises UserError that names the line."""
     lines = read_text(path).splitlines()
     header = "name:keypoints_y:keypoints_x"
     if not lines or lines[0].strip() != header:
@@ -201,35 +204,86 @@ def read_annotations(path: str | Path) -> dict[str, np.ndarray]:
             annotations[fields[0].strip()] = parse_keypoints(fields[1], fields[2])
         except UserError as error:
             raise UserError(f"{path}, line {number} ({fields[0].strip()}): {error}") from None
-    joints = np.array(list(annotations.values())).reshape(-1, 2)
-    joints = joints[(joints >= 0).all(axis=1)]
-    beyond = joints[(joints >= FRAME).any(axis=1)]
-    if 10 * len(beyond) > len(joints):  # fewer are somebody's rounding
-        raise UserError(
-            f"{path}: joints must be in pixels of an image of {FRAME[1]}x{FRAME[0]}, found {len(beyond)} of "
-            f"{len(joints)} beyond it, such as y = {beyond[0][0]:g}, x = {beyond[0][1]:g}: scale them"
-        )
+    try:
+        check_annotations(annotations, annotation_frame(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return annotations
 
 
-def read_array(path: str | Path) -> np.ndarray:
-    """The content of a .npy file. Raises UserError."""
+def read_array(path: str | Path) -> Any:
+    """The content of a .npy or .npz file of numbers. Raises UserError."""
     try:
-        array = np.load(path, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # np.load raises whatever the parser of the header meets first
         raise UserError(f"{path}: not a whole .npy file of numbers ({error}): write it again with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: must hold one array, found an archive of several: write it with numpy.save")
-    return array
+    scores = next((arrays[name] for name in ("keypoint_scores", "scores") if name in arrays), None)
+    if "keypoints" in arrays and scores is not None and scores.shape == arrays["keypoints"].shape[:-1]:
+        return np.concatenate([arrays["keypoints"][..., :2], scores[..., None]], axis=-1)
+    if len(arrays) != 1 and "keypoints" not in arrays:
+        raise UserError(
+            f"{path}: must hold one array, or keypoints and perhaps scores, found {', '.join(arrays)[:60] or 'none'}"
+        )
+    return arrays["keypoints"] if "keypoints" in arrays else next(iter(arrays.values()))
 
 
-READERS: dict[str, Callable[[str], Any]] = {
-    ".json": read_json,
-    ".npy": read_array,
-    **dict.fromkeys(PHOTO_SUFFIXES, functools.partial(read_image, upright=True)),
-}
+def read_text_points(path: str | Path, pose_size: tuple[int, int] | None) -> Frame:
+    """A text file of a line x y or x y score a joint: with a pose_size, in pixels of such an image; without, NTED's, in
+    pixels of 256x256 with the photo of 256x176 in its middle. Raises UserError."""
+    rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    try:
+        array = as_numbers([[float(word) for word in row] for row in rows])
+    except ValueError:
+        raise UserError("each line must be the numbers x y or x y score of a joint") from None
+    frame = array_frame(array)
+    if pose_size is not None:
+        return frame
+    points = frame.people[0]
+    present = (points[:, :2] != -1).all(axis=1) & (points[:, 2] > 0)
+    x = points[present, 0]
+    if len(points) != len(JOINTS) or (len(x) and not NTED_PADDING <= x.min() <= x.max() < NTED_PADDING + FRAME[1]):
+        found = f"{len(points)} joints, x from {x.min(initial=1e6):g} to {x.max(initial=0):g}"
+        raise UserError(
+            f"a text file must have NTED's {len(JOINTS)} joints in a frame of 256x256, where the photo has x from "
+            f"{NTED_PADDING} to {NTED_PADDING + FRAME[1]}, found {found}: for others, give {SIZE_ADVICE}"
+        )
+    shifted = points - [NTED_PADDING, 0, 0]
+    return Frame([np.where(present[:, None], shifted, 0)], FRAME)
+
+
+@functools.lru_cache(maxsize=1)
+def frames_of_file(path: str, changed: int) -> list[Frame]:
+    """The frames of a .json, .npy or .npz file, which is read once for all its frames. changed: when, in ns."""
+    return frames_in(read_json(path) if path.lower().endswith(".json") else read_array(path))
+
+
+def read_frames(path: str | Path, pose_size: tuple[int, int] | None = None) -> list[Frame]:
+    """The frames of a file of joints, or those of a photo, in which they are found. Raises UserError, Nobody."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".json", ".npy", ".npz"):
+        return frames_of_file(str(path), Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
+    if suffix == ".txt":
+        return [read_text_points(path, pose_size)]
+    if suffix not in PHOTO_SUFFIXES:
+        raise UserError(
+            f"--pose {path}: must be a file of joints ({', '.join(POSE_SUFFIXES)}), a photo "
+            f"({', '.join(PHOTO_SUFFIXES)}), or an annotation file with #name behind"
+        )
+    photo = read_image(path, upright=True)
+    people = [read_skeleton(photo)] if is_skeleton(photo) else list(find_people(photo))
+    return [Frame(people, (photo.height, photo.width))]
+
+
+def split_part(text: str | Path) -> tuple[str, str | None]:
+    """FILE#PART -> the two; the part is None if there is none."""
+    path, mark, part = str(text).rpartition("#")
+    return (path, part) if mark and not Path(text).is_file() else (str(text), None)
 
 
 def read_joints(
@@ -238,36 +292,33 @@ def read_joints(
     person: int = 0,
     min_confidence: float | None = None,
     layout: str | None = None,
+    photo_size: tuple[int, int] | None = None,
 ) -> Joints:
-    """What --pose takes -> joints (18, 2) and the size of their image. Raises UserError.
+    """What --pose takes -> joints (18, 2) and the size of their image. Raises UserError, Nobody if there is nobody.
 
-    text: "annotation.csv#name"; a .json or .npy file of what joints_from takes; or a photo, in which they are found
-        (cfld.photos.estimator)
-    pose_size, person, layout: see joints_from
+    text: "annotation.csv#name"; a file of joints in any form of docs/poses.md, with #number or #name behind if it is of
+        several images; an image of a skeleton; or a photo, in which they are found (cfld.photos.estimator)
+    pose_size, person, layout: see joints_from; photo_size: see joints_of
     min_confidence: joints of a lower score are missing. None: MIN_VISIBILITY for a photo, 0 for a file
     """
-    text = str(text)
-    if "#" in text and not Path(text).is_file():
-        path, name = text.rsplit("#", 1)
+    path, part = split_part(text)
+    if part is not None and Path(path).suffix.lower() not in POSE_SUFFIXES:
         annotations = read_annotations(path)
-        if name not in annotations:
+        if part not in annotations:
             raise UserError(
-                f"{path}: no row named {name!r} among {len(annotations)}, such as {next(iter(annotations), '-')}"
+                f"{path}: no row named {part!r} among {len(annotations)}, such as {next(iter(annotations), '-')}"
             )
-        return annotations[name].astype(np.float64), FRAME
-    if (suffix := Path(text).suffix.lower()) not in READERS:
-        raise UserError(
-            f"--pose {text}: must be a .json or .npy file of joints, a photo ({', '.join(PHOTO_SUFFIXES)}), or an "
-            "annotation file with #name behind"
-        )
-    content = READERS[suffix](text)
+        return annotations[part].astype(np.float64), annotation_frame(path)
     try:
-        if isinstance(content, Image.Image):
-            least = MIN_VISIBILITY if min_confidence is None else min_confidence
-            return joints_from(find_people(content), (content.height, content.width), person, least, "mediapipe")
-        return joints_from(content, pose_size, person, min_confidence or 0.0, layout)
+        frame = only(read_frames(path, pose_size), part)
+        found = bool(frame.people) and len(frame.people[0]) == MEDIAPIPE and Path(path).suffix.lower() in PHOTO_SUFFIXES
+        if found and min_confidence is None:
+            min_confidence = MIN_VISIBILITY
+        return joints_of(frame, pose_size, person, min_confidence or 0.0, "mediapipe" if found else layout, photo_size)
+    except Nobody as error:
+        raise Nobody(f"{text}: {error}") from None
     except UserError as error:
-        raise UserError(f"{text}: {error}") from None
+        raise UserError(str(error) if str(error).startswith((str(path), "--pose ")) else f"{text}: {error}") from None
 
 
 def read_pose(
@@ -298,7 +349,7 @@ def joints_on(
 
     Raises UserError, also if the copy has another aspect ratio than the photo.
     """
-    joints, size = read_joints(text, pose_size or (photo.height, photo.width), person, min_confidence, layout)
+    joints, size = read_joints(text, pose_size, person, min_confidence, layout, (photo.height, photo.width))
     if not same_shape(size, (photo.height, photo.width)):
         raise UserError(
             f"{text}: the joints' image, {size[1]:g}x{size[0]:g}, must have the shape of the photo, "
@@ -328,10 +379,15 @@ def add_pose_options(parser: argparse._ActionsContainer) -> None:
     add_layout_option(parser)
 
 
+def check_confidence(least: float | None) -> None:
+    """Raise UserError unless this is a --min-confidence."""
+    if least is not None and not 0 <= least <= 1:
+        raise UserError(f"--min-confidence must be within 0 .. 1, found {least}")
+
+
 def pose_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The values of add_pose_options' options, as read_joints takes them. Raises UserError."""
-    if options.min_confidence is not None and not 0 <= options.min_confidence <= 1:
-        raise UserError(f"--min-confidence must be within 0 .. 1, found {options.min_confidence}")
+    check_confidence(options.min_confidence)
     return {
         "pose_size": options.pose_size and options.pose_size[::-1],
         "person": options.person,

@@ -40,10 +40,8 @@ LAYOUTS = {  # of those with equally many points, the first is the one that a fi
 }
 COUNTS = sorted({layout.size for layout in LAYOUTS.values()})
 FEWEST = 8  # joints that tell an order
-STRETCHED, BETTER = (
-    1.6,
-    1.3,
-)  # longer bones than that in a layout, and longer by that than in another: the other is meant
+# Longer bones than that in a layout, and longer by that than in another: the other is meant.
+STRETCHED, BETTER = 1.6, 1.3
 NONSENSE = 2.4  # longer bones are no body's: those of people in all poses are up to 1.97
 
 
@@ -53,6 +51,12 @@ def joints_in(points: Array, seen: Array, layout: Layout) -> Array:
     pairs = np.array([(-1, -1) if p is None else (p, p) if isinstance(p, int) else p for p in layout.places])  # (18, 2)
     present = (seen[pairs] & (pairs >= 0)).all(axis=1)
     return np.where(present[:, None], points[pairs, 1::-1].mean(axis=1), -1)
+
+
+def used_points(count: int) -> list[int]:
+    """Which points the layouts of so many have for JOINTS."""
+    places = [p for layout in LAYOUTS.values() if layout.size == count for p in layout.places if p is not None]
+    return sorted({i for p in places for i in ((p,) if isinstance(p, int) else p)})
 
 
 def spanning_length(distances: Array) -> float:

@@ -14,8 +14,7 @@ bones of a body are alike in all poses. So we take, for each of the two people, 
 
 Size and place: if feet are seen in the photo and in the pose, the person is as large as in the photo, and stands on the
 ground of the pose in every frame; the way from the first frame is as much shorter as the legs, so that no foot slides.
-Otherwise, torso and place are the pose's. What would leave the frame is moved or made smaller, all
-frames alike.
+Otherwise, torso and place are the pose's. What would leave the frame is moved or made smaller, all frames alike.
 
 Letters in shapes: n poses, M bones seen in them.
 """

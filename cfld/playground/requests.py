@@ -15,9 +15,10 @@ from PIL import Image
 from cfld.model import CFLD
 from cfld.photos.crop import fitted
 from cfld.photos.keypoints import keypoints_from
+from cfld.pose import FRAME
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
-from cfld.tools.pictures import to_rgb, turned_upright
+from cfld.tools.pictures import open_heif, to_rgb, turned_upright
 
 MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
@@ -41,7 +42,8 @@ def read_photo(data: bytes) -> Image.Image:
     if not data:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found an empty file")
     try:
-        with DECODING, Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        formats = ("JPEG", "PNG", "WEBP", *(("HEIF",) if open_heif() else ()))
+        with DECODING, Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
             if width * height <= PIXEL_LIMIT:
                 return to_rgb(turned_upright(image))
@@ -91,10 +93,11 @@ class PaintRequest:
     source_keypoints: np.ndarray | None  # of the person in the photo, to retarget the pose
     seeds: list[int]
     config: SamplingConfig
+    model: CFLD  # that paints it
 
 
-def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
-    """The body of POST /paint, checked. Raises UserError."""
+def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) -> PaintRequest:
+    """The body of POST /paint, checked. The sampler turbo asks for the student. Raises UserError."""
     content = parse_json(body)
     photo, pose, seeds, *how = values_of(
         content, "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale", optional="source_pose"
@@ -105,11 +108,13 @@ def read_paint_request(body: bytes, model: CFLD) -> PaintRequest:
     if not 1 <= len(seeds) <= SEED_LIMIT:
         raise UserError(f"the number of seeds must be within 1 .. {SEED_LIMIT}, found {len(seeds)}")
     config = SamplingConfig(*how)
-    config.check_steps(model.config)
+    painter = student if student is not None and config.sampler == "turbo" else model
+    config.check_steps(painter.config)
+    config.check_student(painter.config.distilled)
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    source_keypoints = None if own is None else keypoints_from(own, layout=OWN_LAYOUT)
-    keypoints = keypoints_from(pose, layout=OWN_LAYOUT)
-    return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config)
+    keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
+    source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
+    return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)

@@ -52,7 +52,7 @@ from cfld.playground.requests import (
 )
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS
 from cfld.samplers import SAMPLERS
-from cfld.sampling import default_size, generate
+from cfld.sampling import TURBO, default_size, generate
 from cfld.tools.cli import UserError
 from cfld.vae import VAE
 
@@ -103,8 +103,8 @@ def preset_keypoints() -> dict[str, list[list[float]]]:
     return keypoints
 
 
-def page_settings(model: CFLD) -> dict[str, Any]:
-    """The answer to GET /settings."""
+def page_settings(model: CFLD, student: CFLD | None) -> dict[str, Any]:
+    """The answer to GET /settings. Its samplers are those that can be asked for, a student's first."""
     height, width = default_size(model.config.image_size)
     return {
         "joints": JOINTS,
@@ -113,7 +113,8 @@ def page_settings(model: CFLD) -> dict[str, Any]:
         "bone_colours": BONE_COLOURS,
         "frame": FRAME,
         "presets": preset_keypoints(),
-        "samplers": list(SAMPLERS),
+        "samplers": [*(["turbo"] if student else []), *(SAMPLERS if model.config.distilled is None else ())],
+        "turbo_steps": TURBO.steps,
         "seed_limit": SEED_LIMIT,
         "model": f"{model.config.image_size} x {model.config.image_size} inside, pictures of {width} x {height}",
     }
@@ -153,16 +154,18 @@ class Turns:
 
 
 class PlaygroundServer(ThreadingHTTPServer):
-    """The playground of a model at a port of 127.0.0.1, at any free port for 0. Raises UserError if it is not free."""
+    """The playground of a model, and of its student if it has one, at a port of 127.0.0.1, at any free port for 0.
+    Raises UserError if it is not free."""
 
     daemon_threads = True
 
-    def __init__(self, model: CFLD, vae: VAE, port: int = 0):
+    def __init__(self, model: CFLD, vae: VAE, port: int = 0, student: CFLD | None = None):
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
             raise UserError(f"port {port} cannot be used ({error}): choose another --port, 0 for any") from None
-        self.model, self.vae, self.turns, self.settings = model, vae, Turns(), page_settings(model)
+        self.student = model if model.config.distilled else student
+        self.model, self.vae, self.turns, self.settings = model, vae, Turns(), page_settings(model, self.student)
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
 
@@ -229,13 +232,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"keypoints": read_pose_request(self.body(JSON_LIMIT["/pose"])).tolist()})
 
     def post_paint(self) -> None:
-        request = read_paint_request(self.body(JSON_LIMIT["/paint"]), self.server.model)
+        request = read_paint_request(self.body(JSON_LIMIT["/paint"]), self.server.model, self.server.student)
         with self.server.turns.take(lambda before: self.send_event(waiting=before)):
             self.paint(request)
 
     def paint(self, request: PaintRequest) -> None:
         """Paint one picture per seed and send an event for each step, and for a failure: the status is sent already."""
-        model, vae = self.server.model, self.server.vae
+        model, vae = request.model, self.server.vae
         try:
             for seed in request.seeds:
 

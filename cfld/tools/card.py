@@ -30,6 +30,19 @@ model, vae = cfld.load("DIR")  # this folder
 
     python -m cfld.sample --model DIR --source photo.jpg --pose pose.json --out out.png
 """
+LOAD_STUDENT = """\
+It is a student: it generates in 2 to 8 steps, without guidance, and in no other way.
+
+```python
+import cfld
+from cfld.sampling import TURBO
+
+model, vae = cfld.load("DIR")  # this folder
+pictures = cfld.generate(model, vae, photo, pose, TURBO)
+```
+
+    python -m cfld.sample --model DIR --turbo --source photo.jpg --pose pose.json --out out.png
+"""
 LOAD_PARTS = """\
 It holds parts of a model, for `python -m cfld.train --init DIR`.
 """
@@ -107,12 +120,14 @@ def command_line(module: str, options: Any) -> list[str]:
     return words
 
 
-def training_card(options: Any, image_size: int, load: str = LOAD) -> str:
+def training_card(options: Any, image_size: int, load: str | None = None) -> str:
     """The card of what a training makes.
 
     options: a TrainConfig
     image_size: of the model
+    load: how to load it (default: as a model folder, or a student's)
     """
+    load = load or (LOAD_STUDENT if options.stage == "distill" else LOAD)
     synthetic = str(options.data).startswith("people:")
     licence, base_models = read_card(options.init) if options.init else ("mit", [])
     if licence == "mit" and not synthetic:

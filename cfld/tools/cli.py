@@ -2,12 +2,15 @@
 
 import argparse
 import functools
+import io
+import platform
 import sys
 from collections.abc import Callable
 
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_HELP = "of the weights (default: bf16 where hardware multiplies it, else fp32)"
 DEVICE_HELP = "cuda, cpu, ... (default: the best available)"
 
 
@@ -22,12 +25,16 @@ class WriteError(UserError):
 def command(main: Callable[..., None]) -> Callable[..., int]:
     """Make main(argv) a command, which returns its exit code.
 
-    A UserError, an error of the operating system or a lack of memory becomes one line on standard error and exit code
-    2, Ctrl-C exit code 130. Any other error is a bug and keeps its traceback.
+    A UserError, an error of the operating system, a lack of memory or of a compiler becomes one line on standard error
+    and exit code 2, Ctrl-C exit code 130. Any other error is a bug and keeps its traceback. What the console's encoding
+    lacks is printed as its code.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(argv)
             return 0
@@ -39,12 +46,18 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
         except (UserError, OSError) as error:
             text = str(error)
         except (MemoryError, RuntimeError) as error:
-            if not is_lack_of_memory(error):
+            if is_lack_of_memory(error):
+                text = (
+                    f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
+                    "--accumulate and --activation-checkpointing all"
+                )
+            elif is_of_compiler(error):
+                text = (
+                    f"--compile needs a compiler that torch can use, such as g++ ({str(error)[:200]}): install one, "
+                    "or leave --compile out"
+                )
+            else:
                 raise
-            text = (
-                f"not enough memory ({str(error)[:200]}): use a smaller --batch or fewer images, and in training "
-                "--accumulate and --activation-checkpointing all"
-            )
         print("error: " + " ".join(text.split()), file=sys.stderr)
         return 2
 
@@ -55,6 +68,20 @@ def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that the machine or the GPU has no more memory. (PyTorch's allocator on the CPU raises a
     plain RuntimeError, which only its text tells from others.)"""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise an error that is_of_compiler knows, before the minutes of work that lead to it, if torch.compile needs a
+    compiler of C++ for a device and finds none."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # here, since it takes a second to import
+
+        get_cpp_compiler()
+
+
+def is_of_compiler(error: Exception) -> bool:
+    """Whether an error is one of torch.compile. (To import its classes takes seconds.)"""
+    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -90,13 +117,33 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device; None: CUDA, else MPS, else the CPU. Raises UserError if it cannot be used."""
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware: CUDA; of CPUs those with AMX, AVX-512 BF16 or Arm's BF16."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return sys.platform == "linux" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_precision(name: str | None, device: torch.device) -> torch.dtype:
+    """The named precision; None: bf16 where hardware multiplies it, which a line on standard error says of CPUs, else
+    fp32."""
+    if name is None:
+        name = "bf16" if multiplies_bf16(device) else "fp32"
+        if name == "bf16" and device.type == "cpu":
+            print("bf16, which this CPU multiplies in hardware; --precision fp32 is exact", file=sys.stderr)
+    return PRECISIONS[name]
+
+
+def pick_device(name: str | None, option: str = "--device") -> torch.device:
+    """The named device; None: CUDA, else MPS, else the CPU. Raises UserError, which names the option, if tensors cannot
+    be computed there."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{option} {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -35,7 +35,7 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     then it is moved aside before the new one takes its place. A kill between these two steps leaves it aside, from
     where remove_leftovers puts it back. Raises UserError.
     """
-    path = Path(path)
+    path = settled(path)
     if path.is_dir() and not replace_folder:
         raise UserError(f"{path} already exists: choose another name or remove it first")
     unique = f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"  # among machines and threads as well
@@ -45,7 +45,7 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if temporary.is_file():
-                with open(temporary, "rb") as file:
+                with open(temporary, "r+b") as file:  # Windows writes out only what is open for writing
                     os.fsync(file.fileno())
             if path.is_dir():
                 os.replace(path, aside)
@@ -54,6 +54,12 @@ def atomic(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # of a folder that could not be made
             put_back(aside, path)
             remove(temporary)
+
+
+def settled(path: str | Path) -> Path:
+    """The path without .. in it: NEW/../a.png is a.png also while there is no folder NEW."""
+    path = Path(path)
+    return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
 def remove(path: Path) -> None:
@@ -72,6 +78,7 @@ def put_back(aside: Path, path: Path) -> None:
         remove(aside)
 
 
+LOCK = ".lock"  # of alone_in, on Windows
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
 
 
@@ -83,8 +90,8 @@ def leftovers(folder: Path) -> dict[Path, Path | None]:
 
 
 def contents(folder: Path) -> set[Path]:
-    """What is in a folder, without leftovers."""
-    return set(folder.iterdir()) - leftovers(folder).keys()
+    """What is in a folder, without leftovers and the lock."""
+    return set(folder.iterdir()) - leftovers(folder).keys() - {folder / LOCK}
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -100,22 +107,15 @@ def remove_leftovers(folder: Path) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Make a folder if need be, and lock it until the block ends or the process does.
 
-    Raises UserError if another process keeps it locked for ten seconds. Does nothing more where there are no locks: on
-    some network disks, on Windows.
+    Raises UserError if another process keeps it locked for ten seconds. Does nothing more where there are no locks, as
+    on some network disks.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-
-        place = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        for patience in reversed(range(20)):  # workers of a killed process live on for some seconds
+    with contextlib.ExitStack() as closing:
+        for patience in reversed(range(20)):  # workers of a killed process may live on for some seconds
             try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                closing.callback(os.close, lock(folder))
                 break
             except BlockingIOError:
                 if not patience:
@@ -124,8 +124,33 @@ def alone_in(folder: Path) -> Iterator[None]:
             except OSError:
                 break
         yield
-    finally:
-        os.close(place)
+
+
+def lock(folder: Path) -> int:
+    """Lock a folder -> a descriptor that holds the lock until it is closed; on Windows, which cannot open folders, that
+    of a file in it. Raises BlockingIOError if it is locked, another OSError where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        try:
+            import msvcrt
+        except ImportError:
+            raise OSError("no locks") from None
+
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            os.close(descriptor)
+            raise BlockingIOError(error.errno, "locked") from None
+        return descriptor
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_manifest(manifest: Path, asked: dict[str, Any], advice: str) -> None:
@@ -162,9 +187,10 @@ def link(source: Path, target: Path) -> None:
 def refuse_overwrite(path: str | Path, force: bool) -> None:
     """Raise UserError before the work, not after it, if something is at the path and the user has not given --force, or
     if nothing can be written there."""
-    if Path(path).exists() and not force:
+    place = settled(path)
+    if place.exists() and not force:
         raise UserError(f"{path} already exists: choose another name or add --force to replace it")
-    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    folder = next(parent for parent in place.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{path} cannot be written: {folder} is no folder that you may write in; choose another")
 

@@ -22,17 +22,18 @@ INK, GRID, RAW, SMOOTH, VALIDATION = (40, 40, 40), (225, 225, 225), (190, 208, 2
 
 
 def read_log(path: Path) -> dict[str, Points]:
-    """The curves in a log.jsonl by name, without values that are not finite. Skips a line that a kill has cut short.
-    Raises UserError if there is no loss."""
+    """The curves in a log.jsonl by name, without values that are not finite. Skips a line that a kill has cut short
+    or that is none of a log. Raises UserError if there is no loss."""
     curves: dict[str, Points] = {}
     for line in read_text(path).splitlines():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+            points = {name: (values["step"], value) for name, value in values.items() if math.isfinite(value)}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             continue
-        for name, value in values.items():
-            if name != "step" and math.isfinite(value):
-                curves.setdefault(name, []).append((values["step"], value))
+        for name, point in points.items():
+            if name != "step":
+                curves.setdefault(name, []).append(point)
     if not curves.get("loss"):
         raise UserError(f"{path} must hold the loss of at least one step, found none: train with a smaller --log-every")
     return curves

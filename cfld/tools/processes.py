@@ -10,9 +10,11 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -169,6 +171,14 @@ class Processes:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def in_processes(count: int, module: str, argv: Sequence[str]) -> int:
+    """Run python -m module argv in so many processes, which share the cores and find each other in join() -> the exit
+    code."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run([*command, "-m", module, *argv], env=os.environ | {"OMP_NUM_THREADS": threads}).returncode
 
 
 @contextlib.contextmanager

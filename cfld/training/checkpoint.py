@@ -4,8 +4,10 @@ Randomness has no state (cfld.objective, cfld.data.batch.StepOrder), so none is 
 """
 
 import contextlib
+import dataclasses
 import json
 import math
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,8 @@ class State:
     frozen_sha256: str  # frozen_hash of what does not change
     step: int = 0  # steps done
     best: float | None = None  # the lowest validation loss
+    pairs: str = ""  # the training pairs in order, by their number and hash
+    steps: int | None = None  # how many there are to be, which sets when the learning rate falls
 
     @classmethod
     def begin(
@@ -79,21 +83,27 @@ class State:
                 f"all tensors must be finite, found {len(lost)} after step {self.step} that are not finite (first: "
                 f"{lost[0]}); no checkpoint was overwritten; start again with a lower --lr"
             )
-        model, scaler = to_dict(self.config), self.scaler.state_dict()
-        facts = {"step": self.step, "base": self.frozen_sha256, "scaler": scaler, "model": model, "best": self.best}
-        write_tensors(path, tensors, {"cfld": json.dumps(facts)})
+        facts = Facts(
+            self.step, self.frozen_sha256, self.scaler.state_dict(), self.config, self.best, self.pairs, self.steps
+        )
+        write_tensors(path, tensors, {"cfld": json.dumps(vars(facts) | {"model": to_dict(self.config)})})
 
     def restore(self, path: Path) -> None:
         """Read a checkpoint. Raises UserError if it is damaged, or of another model or of other frozen weights."""
         tensors, metadata = read_safetensors(path)
         facts = read_facts(path, metadata)
-        if facts["base"] != self.frozen_sha256:
+        if facts.base != self.frozen_sha256:
             raise UserError(
-                f"{path}: was trained on frozen weights of sha256 {facts['base'][:12]}..., found "
+                f"{path}: was trained on frozen weights of sha256 {facts.base[:12]}..., found "
                 f"{self.frozen_sha256[:12]}...; --init must be the folder that the run began with"
             )
-        if differs := difference(from_dict(facts["model"]), self.config):
+        if differs := difference(facts.model, self.config):
             raise UserError(f"{path} is of another architecture: {differs}")
+        if facts.pairs and self.pairs and facts.pairs != self.pairs:
+            raise UserError(
+                f"{path}: was trained on {facts.pairs}, found {self.pairs} in --data, of which steps take "
+                "others: restore the list of pairs that the run began with, or begin another run with --finetune"
+            )
         for name, parameter in self.trained.items():
             if f"step/{name}" in tensors:  # a parameter without a gradient so far has no moments
                 moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
@@ -106,10 +116,17 @@ class State:
                 f"{path} must hold the tensors that this run trains; {len(odd)} differ (first: {odd[0]}, expected "
                 f"{shapes.get(odd[0], 'none')}, found {found.get(odd[0], 'none')})"
             )
+        if odd := [name for name in ours if not tensors[name].is_floating_point()]:
+            raise UserError(
+                f"{path}: tensors must be floating-point numbers, found {odd[0]} of {tensors[odd[0]].dtype}"
+            )
         for name, x in ours.items():
             x.copy_(tensors[name])
-        self.scaler.load_state_dict(facts["scaler"])
-        self.step, self.best = facts["step"], facts.get("best")
+        try:
+            self.scaler.load_state_dict(facts.scaler)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} must hold the loss scale of fp16, found {facts.scaler} ({error})") from None
+        self.step, self.best, self.steps = facts.step, facts.best, facts.steps
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -141,13 +158,40 @@ class State:
         return {name: x.detach().cpu() for name, x in (self.ema or self.trained).items()}
 
 
-def read_facts(path: Path, metadata: dict[str, str]) -> dict:
-    """What a checkpoint's metadata say: step, base, scaler, model, best. Raises UserError if it is none."""
-    with contextlib.suppress(json.JSONDecodeError):
-        facts = json.loads(metadata.get("cfld", ""))
-        if isinstance(facts, dict) and {"step", "base", "scaler", "model"} <= facts.keys():
-            return facts
-    raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint's metadata say, beside its tensors; see State."""
+
+    step: int
+    base: str  # State.frozen_sha256
+    scaler: dict
+    model: CFLDConfig
+    best: float | None = None
+    pairs: str = ""
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, typing.get_type_hints(Facts)[field.name]) or isinstance(value, bool):
+                raise ValueError(f"{field.name} is {str(value)[:60]!r}")
+        if not 0 <= self.step < 2**63:
+            raise ValueError(f"step is {self.step}")
+
+
+def read_facts(path: Path, metadata: dict[str, str]) -> Facts:
+    """What a checkpoint's metadata say. Raises UserError if it is none, or if they are damaged."""
+    if "cfld" not in metadata:
+        raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
+    try:
+        values = json.loads(metadata["cfld"])
+        known = {field.name: values[field.name] for field in dataclasses.fields(Facts) if field.name in values}
+        return Facts(**known | {"model": from_dict(values["model"])})
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path} must be a checkpoint of cfld.train, found damaged metadata ({str(error)[:80]}): remove it to "
+            "go on from the checkpoint before it"
+        ) from None
 
 
 def read_learnt(path: Path) -> tuple[dict[str, Tensor], CFLDConfig, str]:
@@ -156,7 +200,7 @@ def read_learnt(path: Path) -> tuple[dict[str, Tensor], CFLDConfig, str]:
     facts = read_facts(path, metadata)
     kind = "averages/" if any(name.startswith("averages/") for name in tensors) else "weights/"
     learnt = {name.removeprefix(kind): x for name, x in tensors.items() if name.startswith(kind)}
-    return learnt, from_dict(facts["model"]), facts["base"]
+    return learnt, facts.model, facts.base
 
 
 def step_of(checkpoint: Path) -> int:

@@ -12,6 +12,7 @@ from cfld.baselines.b1_to_b5 import B2Config
 from cfld.config import PRESETS, CFLDConfig
 from cfld.folder import assign, load, load_vae
 from cfld.model import CFLD
+from cfld.student import merge_adapters, student_of
 from cfld.swin import Swin
 from cfld.tools.cli import UserError
 from cfld.tools.tensors import read_safetensors
@@ -27,10 +28,16 @@ def architecture(options: TrainConfig) -> CFLDConfig:
     config = read_config(options.config) if options.config else PRESETS[options.preset]
     if options.ablation:
         config = ablation(config, options.ablation)
+    config = dataclasses.replace(config, distilled=options.distilled)
     if options.init is None:
         return config
     init = Path(options.init)
     found = read_config(init / "config.json")
+    if found.distilled is not None:
+        raise UserError(f"--init {init} must be no student, whose training this is not: name its teacher instead")
+    if options.distilled and not (init / "model.safetensors").is_file():
+        raise UserError(f"--init {init} must be the teacher's model folder, found no model.safetensors in it")
+    found = dataclasses.replace(found, distilled=options.distilled)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=found.vae.scale))
     if not (init / "model.safetensors").is_file():  # parts: only they must fit, whatever model they were trained for
         swin = found.swin if (init / "source_encoder.safetensors").is_file() else config.swin
@@ -117,18 +124,22 @@ def trained_model(
 ) -> tuple[CFLD, VAE]:
     """Combine what a run has learnt with the frozen weights of --init, in their original precision.
 
-    learnt: State.learnt
+    learnt: State.learnt; of a student, its adapters are merged
     frozen_sha256: of the run; raises UserError if --init holds other frozen weights by now
     """
     model, vae = initial_model(options, config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learnt)
+        parameter.requires_grad_(name in learnt and config.distilled is None)  # all of a teacher is in its hash
     vae.requires_grad_(False)
     if frozen_hash(*hashed_modules(options, model, vae)) != frozen_sha256:
         raise UserError(
             f"--init {options.init} has changed since the training began, and nothing was written: restore the folder "
             "with the frozen weights that it began with, then --resume"
         )
+    if config.distilled is not None:
+        model = student_of(model, config.distilled, learnt)
+        merge_adapters(model.unet)
+        return model, vae
     _, unknown = model.load_state_dict(learnt, strict=False)
     if lost := [name for name in unknown if not name.startswith("helper.")]:
         raise UserError(f"the model must have all that was trained; {len(lost)} tensors are not its (first: {lost[0]})")

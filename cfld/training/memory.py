@@ -68,9 +68,37 @@ def memory(device: torch.device, peak: bool = False) -> int:
             return int(found[1]) * 1024
     try:
         import resource
-    except ImportError:  # Windows
-        return 0
+    except ImportError:
+        return memory_on_windows(peak)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Counters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = [
+        ("cb", ctypes.c_uint32),
+        ("PageFaultCount", ctypes.c_uint32),
+        ("PeakWorkingSetSize", ctypes.c_size_t),
+        ("WorkingSetSize", ctypes.c_size_t),
+        ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+        ("PagefileUsage", ctypes.c_size_t),
+        ("PeakPagefileUsage", ctypes.c_size_t),
+    ]
+
+
+def memory_on_windows(peak: bool) -> int:
+    """memory() of the CPU on Windows, which cannot forget a peak."""
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    library: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    library.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(library.GetCurrentProcess())
+    if not library.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb):
+        return 0
+    return counters.PeakWorkingSetSize if peak else counters.WorkingSetSize
 
 
 def estimate(stage: Any, state: State, before: int, device: torch.device) -> dict[str, str]:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from cfld.baselines import ABLATIONS, read_config
-from cfld.config import PRESETS
+from cfld.config import DISTILLATIONS, PRESETS, TARGETS, DistilledConfig
 from cfld.tools.cli import PRECISIONS, UserError, command_parser
 from cfld.tools.files import contents, read_object
 
-STAGE_NAMES = ("cfld", "vae", "source", "base")  # cfld.training.stages.STAGES
+STAGE_NAMES = ("cfld", "vae", "source", "base", "distill")  # cfld.training.stages.STAGES
 RECIPES = ("paper", "released")
 LEVELS = ("none", "attention", "all")
 GROUPS = {  # of --help
     "what to train": ("preset", "config", "ablation", "init", "stage", "recipe"),
     "data and run folder": ("data", "cache", "out", "workers"),
     "length and learning rate": ("steps", "epochs", "batch", "lr", "warmup", "decay_at"),
+    "distillation": ("distillation", "guidance", "rank", "targets", "skip"),
     "optimisation": ("min_snr", "kl", "clip", "ema", "seed"),
     "checkpoints, samples and log": ("save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every"),
     "speed and memory": ("accumulate", "precision", "activation_checkpointing", "compile", "device", "timeout"),
@@ -46,7 +47,7 @@ class TrainConfig:
     data: str | None = option(None, "folder prepared by cfld.data, or people:2000x4 (synthetic people)")
     cache: str | None = option(None, "encoded photos, made by cfld.data cache with the VAE of --init")
     out: str = option("runs/cfld", "run folder to make or to continue")
-    stage: str = option("cfld", "what to train; vae and source come before tiny's cfld", choices=STAGE_NAMES)
+    stage: str = option("cfld", "what to train; tiny: vae, source, cfld; distill comes after cfld", choices=STAGE_NAMES)
     recipe: str = option("paper", "the paper's or the released code's dropping and lr", choices=RECIPES)
     steps: int | None = option(None, "length of the training in steps (default: by --epochs)", 1)
     epochs: float | None = option(None, "length of the training in epochs, instead of --steps (default: 100)", 0)
@@ -58,6 +59,13 @@ class TrainConfig:
     min_snr: float = option(0.0, "Min-SNR gamma, such as 5; 0 = off, as in the paper", 0)
     kl: float = option(1e-9, "weight of the KL divergence in --stage vae", 0)
     clip: float = option(0.0, "clip the gradient norm to this; 0 = off, as in the paper", 0)
+    distillation: str = option("consistency", "what the student learns in --stage distill", choices=DISTILLATIONS)
+    guidance: float = option(2.0, "w_pose = w_app of Eq. 7, which the student takes in", 0)
+    rank: int | None = option(
+        None, "of the student's adapters; 0 = none: all UNet weights (default: sd15 64, tiny 0)", 0
+    )
+    targets: str = option("linear", "layers with adapters: attention's, all linear, or all", choices=TARGETS)
+    skip: int = option(20, "timesteps that the teacher's step spans", 1)
     ema: float = option(0.0, "decay of the EMA weights, such as 0.999; 0 = none", 0, 1)
     seed: int = option(0, "seed of everything random", 0)
     precision: str = option("bf16", "of autocast; trained weights stay fp32", choices=tuple(PRECISIONS))
@@ -85,10 +93,14 @@ class TrainConfig:
             limit, below = (math.inf, "finite") if isinstance(value, float) else (2**63, "below 2^63")
             if not least <= value < limit:
                 raise UserError(f"{flag(f.name)} must be at least {least} and {below}, found {value}")
-        if self.steps and self.epochs:
+        if self.steps is not None and self.epochs is not None:
             raise UserError(f"give one of --steps {self.steps} and --epochs {self.epochs}: both set the length")
-        if not self.timeout > 0:
-            raise UserError(f"--timeout must be more than 0 minutes, found {self.timeout}")
+        for name, unit in (("epochs", ""), ("lr", ""), ("timeout", " minutes")):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{flag(name)} must be more than 0{unit}, found {value}")
+        if self.ema == 1:
+            raise UserError("--ema must be below 1, found 1: EMA weights that keep all of themselves never change")
         for name in ("init", "cache", "ablation"):
             if self.stage == "vae" and getattr(self, name):
                 raise UserError(f"--stage vae starts from photos alone, found --{name} {getattr(self, name)}")
@@ -104,6 +116,14 @@ class TrainConfig:
         return self.batch or (224 if self.preset == "sd15" else 16)
 
     @property
+    def distilled(self) -> DistilledConfig | None:
+        """What --stage distill makes: a student; None in other stages."""
+        if self.stage != "distill":
+            return None
+        rank = (64 if self.preset == "sd15" else 0) if self.rank is None else self.rank
+        return DistilledConfig(self.distillation, self.guidance, rank or None, self.targets)
+
+    @property
     def warmup_steps(self) -> int:
         return (1000 if self.preset == "sd15" else 100) if self.warmup is None else self.warmup
 
@@ -113,11 +133,14 @@ class TrainConfig:
         bear more; its UNet diverges at 1e-3 (docs/overfit.md)."""
         if self.lr is not None:
             return self.lr
+        if self.stage == "distill":
+            return 1e-4
         if self.preset == "tiny":
             return 1e-3 if self.stage in ("vae", "source") else 4e-4
         return 5e-7 * self.global_batch if self.recipe == "paper" else 1e-4 * self.global_batch / 224
 
 
+DISTILL = {"ema": 0.95, "sample_steps": 4}  # defaults of --stage distill
 FREE_ON_RESUME = {
     "init", "data", "cache", "out", "steps", "epochs", "accumulate", "activation_checkpointing", "workers",
     "save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every", "timeout", "device",
@@ -182,6 +205,8 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[TrainConfig,
     request = Request(**{f.name: given.pop(f.name) for f in dataclasses.fields(Request)})
     if request.finetune:
         given = finetuned(given, request.finetune)
+    elif given.get("stage") == "distill" and given.get("init") and not given.keys() & {"config", "preset"}:
+        given = finetuned(given, given.pop("init"))
     return settle(given, request), request
 
 
@@ -199,15 +224,15 @@ def finetuned(given: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def settle(given: dict[str, Any], request: Request) -> TrainConfig:
     """The given options, completed on --resume by those of the run."""
-    out = Path(given.get("out", TrainConfig.out))
+    out, fresh = Path(given.get("out", TrainConfig.out)), (DISTILL if given.get("stage") == "distill" else {}) | given
     if request.resume is None:
-        options = TrainConfig(**given)
+        options = TrainConfig(**fresh)
         refuse_run(out, request.force or request.dry_run)
         return options
     if not (out / "config.json").is_file():
         if out.exists() and contents(out):
             raise UserError(f"{out} must be a run folder to resume, found no config.json in it; choose another --out")
-        return TrainConfig(**given)
+        return TrainConfig(**fresh)
     saved = saved_options(out)
     for name, value in given.items():
         began = saved.get(name, getattr(TrainConfig, name))

@@ -14,7 +14,7 @@ from cfld.config import CFLDConfig
 from cfld.photos.pixels import picture_grid, to_pictures
 from cfld.pose import FRAME
 from cfld.tools.cli import UserError
-from cfld.tools.files import link, read_object, remove, remove_leftovers, write_json, write_text, writing
+from cfld.tools.files import LOCK, link, read_object, remove, remove_leftovers, write_json, write_text, writing
 from cfld.tools.pictures import save_image
 from cfld.training.checkpoint import State, checkpoints, step_of
 from cfld.training.options import Request, TrainConfig, refuse_run
@@ -33,7 +33,8 @@ class RunFolder:
         if self.writes and not request.resume:
             refuse_run(self.path, request.force)  # again: only now no other process works here
             for path in self.path.iterdir():
-                remove(path)
+                if path.name != LOCK:  # which this process holds
+                    remove(path)
 
     def restore(self, state: State, resume: str | None, steps: int) -> str | None:
         """Set the state back to a checkpoint: "latest" or a path. Returns what to tell the user, if anything.
@@ -103,10 +104,10 @@ class RunFolder:
         for old in checkpoints(self.path)[: -self.options.keep]:
             old.unlink()
 
-    def save_samples(self, step: int, columns: list[Tensor]) -> None:
-        """Write samples/step_*.png of columns of images (B, 3, H, H) in [-1, 1]."""
+    def save_samples(self, step: int, columns: list[Tensor], size: tuple[int, int] = FRAME) -> None:
+        """Write samples/step_*.png of columns of images (B, 3, H, H) in [-1, 1], in this size (height, width)."""
         if columns:
-            grid = picture_grid([to_pictures(column, FRAME) for column in columns])
+            grid = picture_grid([to_pictures(column, size) for column in columns])
             save_image(self.path / "samples" / f"step_{step:08d}.png", grid)
 
     def last_checkpoint(self) -> str:
@@ -151,6 +152,6 @@ def read_run_config(path: Path) -> CFLDConfig:
 
 def is_done(line: str, step: int) -> bool:
     """Whether a line of log.jsonl is whole and of a step up to this one."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         return json.loads(line)["step"] <= step
     return False

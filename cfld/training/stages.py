@@ -24,6 +24,7 @@ from cfld.sampling import SamplingConfig, sample
 from cfld.tools.card import training_card
 from cfld.tools.cli import UserError
 from cfld.training.checkpoint import frozen_hash, read_learnt
+from cfld.training.distill import DistillStage
 from cfld.training.initial import hashed_modules, initial_model, trained_model
 from cfld.training.options import TrainConfig, checked_options, saved_options
 from cfld.training.pretrain import BaseStage, SourceStage, VAEStage
@@ -34,6 +35,7 @@ class Stage(Protocol):
     """What is trained, on which loss, and what comes of it."""
 
     config: CFLDConfig
+    ema: dict[str, Tensor]  # State.ema, which the loop sets before the first step
     frozen_sha256: str  # of the weights of --init that do not change, before any cast
     needs_attributes: bool  # whether pairs must come with the attributes of their people
     makes_model: bool  # whether its checkpoints can be made into model folders
@@ -84,7 +86,13 @@ class CFLDStage(nn.Module):
         save(folder, model, vae, replace=True, card=training_card(self.options, self.config.image_size))
 
 
-STAGES: dict[str, Any] = {"cfld": CFLDStage, "vae": VAEStage, "source": SourceStage, "base": BaseStage}
+STAGES: dict[str, Any] = {
+    "cfld": CFLDStage,
+    "vae": VAEStage,
+    "source": SourceStage,
+    "base": BaseStage,
+    "distill": DistillStage,
+}
 
 
 def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
