@@ -29,9 +29,9 @@ def bones(joints: np.ndarray) -> np.ndarray:
 
 
 def test_the_error_is_at_most_a_third_of_that_without() -> None:
-    without, error = errors(by_chance(100)).mean(axis=0)
+    without, error = errors(by_chance(30)).mean(axis=0)
     assert without > 5 and error <= without / 3
-    without, error = errors(short_and_tall(20)).mean(axis=0)
+    without, error = errors(short_and_tall(6)).mean(axis=0)
     assert without > 15 and error <= without / 5
 
 
