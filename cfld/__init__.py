@@ -12,6 +12,7 @@ from cfld.folder import load, save
 from cfld.hga import HGAConfig, HybridGranularityAttention
 from cfld.model import CFLD, Conditions
 from cfld.photos.keypoints import keypoints_from, read_pose
+from cfld.photos.retarget import retarget
 from cfld.pose import pose_maps
 from cfld.prd import PerceptionRefinedDecoder, PRDConfig
 from cfld.sampling import SamplingConfig, generate
@@ -50,5 +51,6 @@ __all__ = [
     "load",
     "pose_maps",
     "read_pose",
+    "retarget",
     "save",
 ]

@@ -24,6 +24,7 @@ from cfld.model import CFLD
 from cfld.photos.crop import Crop, fit, fitted
 from cfld.photos.keypoints import Joints, add_pose_options, joints_on, pose_settings, read_joints
 from cfld.photos.pixels import picture_grid, pose_picture
+from cfld.photos.retarget import retarget
 from cfld.samplers import SAMPLERS
 from cfld.sampling import FAST, PAPER, TURBO, TURBO_HELP, SamplingConfig, check_size, generate
 from cfld.tools.cli import (
@@ -54,6 +55,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source-person", type=int, default=0, metavar="N", help="index of the person in the source")
     parser.add_argument(
         "--source-pose-size", type=parse_size, metavar="WxH", help="as --pose-size, of the source's pose"
+    )
+    parser.add_argument(
+        "--retarget", action="store_true", help="give the poses the proportions of the person in --source-pose"
     )
 
 
@@ -125,12 +129,15 @@ def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int
         refuse_overwrite(path, options.force)
 
 
-def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Image.Image:
+def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tuple[Image.Image, np.ndarray | None]:
     """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
-    given, otherwise padded."""
+    given, otherwise padded. -> the photo, and with --retarget keypoints (18, 2) of the person in it. Raises UserError,
+    also if --retarget lacks the pose."""
     photo = read_image(path, upright=True)
     if pose is None:
-        return fitted(photo)
+        if options.retarget:
+            raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
+        return fitted(photo), None
     how = pose_settings(options) | {
         "person": options.source_person,
         "pose_size": options.source_pose_size and options.source_pose_size[::-1],
@@ -140,7 +147,8 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> Ima
     except UserError as error:  # the source has options of its own
         text = re.sub(r"--(person|pose-size)\b", r"--source-\1", str(error)).replace("--pose ", "--source-pose ")
         raise UserError(text) from None
-    return fit((photo.height, photo.width), joints).cut(photo)
+    crop = fit((photo.height, photo.width), joints)
+    return crop.cut(photo), crop.to_frame(joints) if options.retarget else None
 
 
 def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
@@ -203,8 +211,10 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(options.out)
     outs = [out] if len(options.pose) == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(len(options.pose))]
     check_outs(outs, options, len(outs))
-    photo = read_source(options.source, options.source_pose, options)
+    photo, own = read_source(options.source, options.source_pose, options)
     keypoints = read_poses(options.pose, options)
+    if own is not None:
+        keypoints = np.stack([retarget(pose, own) for pose in keypoints])
     model, vae = open_model(options, config)
     for first in range(0, len(outs), options.batch):
         part = slice(first, first + options.batch)

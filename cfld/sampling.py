@@ -28,6 +28,7 @@ from cfld.config import CFLDConfig, DistilledConfig
 from cfld.model import CFLD, Conditions
 from cfld.photos.crop import fitted, same_shape
 from cfld.photos.pixels import to_pictures, to_range, to_square
+from cfld.photos.retarget import retarget
 from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, STUDENT_SAMPLERS, Past
@@ -332,6 +333,7 @@ def generate(
     keypoints: np.ndarray | Tensor,
     config: SamplingConfig = PAPER,
     *,
+    source_keypoints: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -342,6 +344,8 @@ def generate(
     photo: of one person: a PIL image, a path, or an array (H, W, 3) of uint8; turned upright as
         its EXIF data say; padded with the colour of its border to 11:16 (width:height)
     keypoints (18, 2) or (B, 18, 2) as (y, x) in the 256x176 frame, -1 = missing
+    source_keypoints (18, 2): the same of the person in the photo, whose proportions each pose then gets
+        (cfld.photos.retarget; for frames of a sequence call it first); None: the poses as they are
     size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
     progress, on_step: as in denoise
@@ -361,6 +365,8 @@ def generate(
     if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
         raise UserError(f"seed must be a whole number of at least 0 and below 2^63, found {str(seed)[:60]}")
     seed = int(seed)
+    if source_keypoints is not None:
+        keypoints = torch.from_numpy(np.stack([retarget(pose, source_keypoints) for pose in keypoints.numpy()]))
     images = sample(
         model,
         vae,

@@ -186,18 +186,9 @@ def test_the_unet_takes_the_timesteps_of_its_models_scheduler() -> None:
 
 @torch.no_grad()
 def test_checks_leave_no_break_in_what_is_compiled() -> None:
-    """Each network is one graph, with the checks in it."""
-    conditions = MODEL.condition(SOURCES, POSES)
-    biases = conditions.query_biases
-    calls = {
-        "unet": (MODEL.unet, (LATENTS, T, conditions.prompt, conditions.pose_features, biases)),
-        "swin": (MODEL.source_encoder, (SOURCES,)),
-        "adapter": (MODEL.pose_adapter, (POSES,)),
-    }
-    for name, (module, arguments) in calls.items():
-        ours = traced(module.forward)(*arguments)
-        theirs = module(*arguments)
-        assert all(map(torch.equal, *([x] if isinstance(x, Tensor) else x for x in (ours, theirs)))), name
+    """Each network is one graph, with the checks in it. (The UNet is in test_parity.)"""
+    for module, images in ((MODEL.source_encoder, SOURCES), (MODEL.pose_adapter, POSES)):
+        assert all(map(torch.equal, traced(module.forward)(images), module(images)))
     with torch.autocast("cpu", torch.bfloat16):
         traced(MODEL.pose_adapter.forward)(POSES)
     traced(VAE.decode)(LATENTS)

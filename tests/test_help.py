@@ -26,7 +26,7 @@ MAINS = {m.__name__: m.main for m in (
 # Of torchrun and benchmarks.
 OTHERS = {
     "--help", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--shutdown-timeout", "--at-once",
-    "--base", "--compare", "--standalone",
+    "--base", "--compare", "--standalone", "--hidden",
 }  # fmt: skip
 
 

@@ -29,10 +29,12 @@ import cfld
 from cfld.config import DistilledConfig
 from cfld.photos.keypoints import keypoints_from, read_annotations, read_pose
 from cfld.photos.layouts import LAYOUTS
+from cfld.photos.retarget import retarget
 from cfld.playground.__main__ import main
-from cfld.playground.requests import PHOTO_LIMIT, SEED_LIMIT
+from cfld.playground.requests import PHOTO_LIMIT, SEED_LIMIT, read_paint_request
 from cfld.playground.server import PRESET_POSES, QUEUE_LIMIT, PlaygroundServer, step_preview
 from cfld.pose import JOINTS
+from cfld.sampling import generate
 from cfld.tools.pictures import read_image
 
 PHOTO = DATA / "fashion" / "MEN" / "Tees_Tanks" / "id_00800018" / "01_1_front.jpg"
@@ -297,6 +299,25 @@ def test_what_the_page_offers_can_be_painted(server: PlaygroundServer) -> None:
         assert (joints < settings["frame"]).all()
     status, person = ask(server, "/people/5.png")
     assert status == 200 and Image.open(io.BytesIO(person)).size == (176, 256)
+
+
+def test_a_pose_is_retargeted_to_the_pose_in_the_photo(server: PlaygroundServer) -> None:
+    def painted(**changes: Any) -> Image.Image:
+        status, lines = ask(server, "/paint", order(**changes))
+        assert status == 200
+        return picture_in(json.loads(lines.splitlines()[-1])["picture"])
+
+    walking, standing = (np.array(server.settings["presets"][name])[:, ::-1] for name in ("walking", "standing"))
+    asked = np.where(walking >= 0, walking, 0).tolist()
+    own = np.where(standing >= 0, standing * [0.8, 1] + [0, 40], 0).clip(0, [175, 255]).tolist()
+    pose = read_paint_request(json.dumps(order(pose=asked)).encode(), server.model).keypoints
+    request = read_paint_request(json.dumps(order(pose=asked, source_pose=own)).encode(), server.model)
+    assert request.source_keypoints is not None and np.abs(retarget(pose, request.source_keypoints) - pose).max() > 1
+    (expected,) = generate(
+        server.model, server.vae, request.photo, pose, request.config, seed=3, source_keypoints=request.source_keypoints
+    )
+    assert np.abs(np.asarray(painted(pose=asked, source_pose=own), int) - np.asarray(expected, int)).max() <= 1
+    assert ask(server, "/paint", order(source_pose=[[1, 2]]))[0] == 400
 
 
 def test_painting_tells_of_each_step_and_ends_with_the_pictures_of_generate(server: PlaygroundServer) -> None:

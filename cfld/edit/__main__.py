@@ -38,6 +38,7 @@ from cfld.photos.clip import pose_files, read_clip
 from cfld.photos.crop import fit, fitted
 from cfld.photos.keypoints import joints_on, pose_settings
 from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
+from cfld.photos.retarget import retarget
 from cfld.prd import PerceptionRefinedDecoder
 from cfld.sample import (
     add_options,
@@ -168,9 +169,11 @@ def run_interpolate(options: argparse.Namespace) -> None:
 
 def run_sequence(options: argparse.Namespace) -> None:
     config, outs = check_frames(options)
-    photo = read_source(options.source, options.source_pose, options)
+    photo, own = read_source(options.source, options.source_pose, options)
     clip = read_clip(pose_files(options.pose), pose_settings(options), options.skip_empty)
     keypoints = in_windows(clip, together=True)
+    if own is not None:
+        keypoints = retarget(keypoints, own)
     model, vae = open_model(options, config)
     parts = in_poses(model, source_tensor(model, photo), keypoints, options.batch)
     write_frames(model, vae, parts, config, outs, options)

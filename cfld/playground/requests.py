@@ -64,9 +64,10 @@ def parse_json(text: str | bytes) -> Any:
         raise UserError(f"must be JSON ({error})") from None
 
 
-def values_of(content: Any, *names: str) -> list[Any]:
-    """The values of an object's fields, in this order. Raises UserError unless it has exactly these fields."""
-    if not isinstance(content, dict) or set(content) != set(names):
+def values_of(content: Any, *names: str, optional: str | None = None) -> list[Any]:
+    """The values of an object's fields, in this order. Raises UserError unless it has exactly these fields, and perhaps
+    the optional one."""
+    if not isinstance(content, dict) or set(content) - {optional} != set(names):
         raise UserError(f"a request must be an object of {', '.join(names)}, found {str(content)[:60]}")
     return [content[name] for name in names]
 
@@ -89,6 +90,7 @@ class PaintRequest:
 
     photo: Image.Image
     keypoints: np.ndarray
+    source_keypoints: np.ndarray | None  # of the person in the photo, to retarget the pose
     seeds: list[int]
     config: SamplingConfig
     model: CFLD  # that paints it
@@ -96,9 +98,11 @@ class PaintRequest:
 
 def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) -> PaintRequest:
     """The body of POST /paint, checked. The sampler turbo asks for the student. Raises UserError."""
+    content = parse_json(body)
     photo, pose, seeds, *how = values_of(
-        parse_json(body), "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"
+        content, "photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale", optional="source_pose"
     )
+    own = content.get("source_pose")
     if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         raise UserError(f"seeds must be whole numbers of at least 0 and below 2^63, found {str(seeds)[:60]}")
     if not 1 <= len(seeds) <= SEED_LIMIT:
@@ -111,6 +115,6 @@ def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) ->
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise UserError("the photo must be in base64") from None
-    return PaintRequest(
-        fitted(read_photo(data)), keypoints_from(pose, FRAME, layout=OWN_LAYOUT), seeds, config, painter
-    )
+    keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
+    source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
+    return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)

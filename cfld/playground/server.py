@@ -8,8 +8,9 @@ The page is page.html; it loads nothing from elsewhere. The server is the standa
     GET  /people/K.png    an example photo: synthetic person K of those on whom no model is trained
     POST /photo           the bytes of a photo -> the photo as JPEG, upright
     POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
-    POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"} -> lines of
-                          JSON while it paints: {"waiting"}, {"seed", "step", "preview"}, {"seed", "picture"}, {"error"}
+    POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"}, and to
+                          retarget {"source_pose"}, the pose of the person in the photo -> lines of JSON while
+                          it paints: {"waiting"}, {"seed", "step", "preview"}, {"seed", "picture"}, {"error"}
 
 Closing the connection cancels the painting. An invalid request is answered by {"error"} and a status of 400 or more.
 
@@ -245,7 +246,14 @@ class Handler(BaseHTTPRequestHandler):
                     self.send_event(seed=seed, step=i + 1, preview=data_url(step_preview(vae, x_0), "jpeg"))
 
                 (picture,) = generate(
-                    model, vae, request.photo, request.keypoints, request.config, seed=seed, on_step=on_step
+                    model,
+                    vae,
+                    request.photo,
+                    request.keypoints,
+                    request.config,
+                    source_keypoints=request.source_keypoints,
+                    seed=seed,
+                    on_step=on_step,
                 )
                 self.send_event(seed=seed, picture=data_url(picture, "png"))
         except (ConnectionError, TimeoutError):
