@@ -144,7 +144,7 @@ def refused_or_read(read: Callable[[], object], where: str) -> bool:
 def cases(kind: str, make_and_read: Callable[[random.Random], Callable[[], object]]) -> None:
     """All cases of a kind: the input is read as it is; of the changes some are refused, and some are not."""
     refused = 0
-    make_and_read(Unchanged())()
+    make_and_read(Unchanged(0))()
     for seed in range(CASES):
         refused += not refused_or_read(make_and_read(random.Random(f"{kind} {seed}")), f"{kind}, seed {seed}")
     print(f"{kind}: {CASES} cases, {refused} refused")
@@ -258,6 +258,8 @@ def test_images(tmp_path: Path) -> None:
         path = tmp_path / f"photo{rng.choice(suffixes)}"
         photo.convert(rng.choice(["RGB", "L", "P"] if path.suffix == ".gif" else ["RGB", "L"])).save(path)
         path.write_bytes(changed_bytes(path.read_bytes(), rng))
-        return lambda: (read_image(path, upright=True), read_photo(path.read_bytes()))
+        if path.suffix in suffixes[:3] and rng.random() < 0.5:  # those that the playground takes
+            return lambda: read_photo(path.read_bytes())
+        return lambda: read_image(path, upright=True)
 
     cases("images", case)
