@@ -116,10 +116,17 @@ def unipc_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_nex
 
 
 def boundary(t: int | Tensor) -> tuple[Any, Any]:
-    """c_skip and c_out of a consistency function f(x_t, t) = c_skip x_t + c_out x_0 (Luo et al. 2023, Sec. 4.1, with
-    their sigma = 0.5 and timestep scaling of 10): at t = 0, f is x_t itself; from t = 1 on, it is nearly x_0."""
+    """c_skip and c_out of a consistency function (Luo et al. 2023, Sec. 4.1, with their sigma = 0.5 and timestep
+    scaling of 10)."""
     scaled = 10 * t
     return 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+
+
+def consistency(latents: Tensor, x_0: Tensor, t: int | Tensor) -> Tensor:
+    """The consistency function f(x_t, t) = c_skip x_t + c_out x_0: at t = 0 it is x_t itself; from t = 1 on, nearly
+    x_0. t: one for all, or (B, 1, 1, 1) of floats."""
+    c_skip, c_out = boundary(t)
+    return c_skip * latents + c_out * x_0
 
 
 def consistency_step(
@@ -127,9 +134,7 @@ def consistency_step(
 ) -> Tensor:
     """One step of multistep consistency sampling: go to the end of the trajectory, f(x_t, t), and add new noise (Luo et
     al. 2023, Alg. 3). Arguments as in Scheduler.ddpm_step."""
-    c_skip, c_out = boundary(t)
-    abar_next = scheduler.alpha_bar_at(t_next)
-    end = c_skip * latents + c_out * x_0
+    abar_next, end = scheduler.alpha_bar_at(t_next), consistency(latents, x_0, t)
     return abar_next**0.5 * end + (1 - abar_next) ** 0.5 * (torch.zeros_like(end) if noise is None else noise)
 
 

@@ -171,10 +171,10 @@ class Facts:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, typing.get_type_hints(Facts)[field.name]) or isinstance(value, bool):
-                raise ValueError(f"{field.name} is {str(value)[:60]!r}")
+        for name, kind in typing.get_type_hints(Facts).items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} is {str(value)[:60]!r}")
         if not 0 <= self.step < 2**63:
             raise ValueError(f"step is {self.step}")
 

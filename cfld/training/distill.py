@@ -4,7 +4,7 @@
     trajectory     Zheng et al. 2024, Trajectory Consistency Distillation (Sec. 4)
 
 The teacher's ODE, with Eq. 7 taken in, leads every noisy z_t to one end. The student g(z_t, t, s) learns to go from t
-to an earlier s at once: to the end (consistency: g is f(z_t, t), see cfld.samplers.boundary), or to any s (trajectory).
+to an earlier s at once: to the end (consistency: g is cfld.samplers.consistency), or to any s (trajectory).
 It is right if it gives the same from z_t as from z', where one step of the teacher's DDIM leads from t to t - k:
 
     min over theta of   d( g_theta(z_t, t, s),  g_theta-(z', t - k, s) )
@@ -32,14 +32,15 @@ from cfld.model import CFLD, Conditions
 from cfld.objective import StepNoise, encode
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
-from cfld.samplers import boundary
-from cfld.sampling import TURBO, NoisePredictor, guidance, guided_noise, sample
+from cfld.samplers import consistency
+from cfld.sampling import TURBO, NoisePredictor, guidance, guided_noise
 from cfld.scheduler import Scheduler
 from cfld.student import add_adapters
 from cfld.tools.card import training_card
 from cfld.training.checkpoint import frozen_hash
 from cfld.training.initial import initial_model, trained_model
 from cfld.training.options import TrainConfig
+from cfld.training.samples import sample_columns
 
 HUBER = 1e-3  # c of the Huber loss: errors below it count squared
 
@@ -57,8 +58,7 @@ def ends(recipe: str, scheduler: Scheduler, latents: Tensor, noise_pred: Tensor,
     """
     x_0 = scheduler.clean_latents(latents, noise_pred.float(), t)
     if recipe == "consistency":
-        c_skip, c_out = (c[:, None, None, None] for c in boundary(t.float()))
-        return c_skip * latents + c_out * x_0
+        return consistency(latents, x_0, t.float()[:, None, None, None])
     return torch.where((t == s)[:, None, None, None], latents, scheduler.add_noise(x_0, noise_pred.float(), s))
 
 
@@ -147,13 +147,10 @@ class DistillStage(nn.Module):
 
     def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
         """Columns of a sample grid: source, pose, target, result."""
-        assert batch.images is not None and self.config.distilled is not None
-        sources, truths = to_range(batch.images).chunk(2)
-        poses = pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
+        assert self.config.distilled is not None
         scale = self.config.distilled.scale
         config = dataclasses.replace(TURBO, steps=steps, pose_scale=scale, appearance_scale=scale)
-        results = sample(self.model, self.vae, to_range(batch.source_images), poses, config, generator=generators)
-        return [sources, poses[:, :3] * 2 - 1, truths, results]
+        return sample_columns(self.model, self.vae, batch, config, generators)
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write the student as a model folder, its adapters merged, and beside it turbo.safetensors, the student apart:

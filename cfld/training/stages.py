@@ -18,9 +18,7 @@ from cfld.data.batch import Batch, Pair
 from cfld.folder import save
 from cfld.model import CFLD
 from cfld.objective import StepNoise, training_loss
-from cfld.photos.pixels import to_range
-from cfld.pose import pose_maps
-from cfld.sampling import SamplingConfig, sample
+from cfld.sampling import SamplingConfig
 from cfld.tools.card import training_card
 from cfld.tools.cli import UserError
 from cfld.training.checkpoint import frozen_hash, read_learnt
@@ -28,6 +26,7 @@ from cfld.training.distill import DistillStage
 from cfld.training.initial import hashed_modules, initial_model, trained_model
 from cfld.training.options import TrainConfig, checked_options, saved_options
 from cfld.training.pretrain import BaseStage, SourceStage, VAEStage
+from cfld.training.samples import sample_columns
 from cfld.vae import VAE
 
 
@@ -73,12 +72,7 @@ class CFLDStage(nn.Module):
 
     def samples(self, batch: Batch, steps: int, generators: list[Generator]) -> list[Tensor]:
         """Columns of a sample grid: source, pose, target, result."""
-        assert batch.images is not None
-        sources, truths = to_range(batch.images).chunk(2)
-        poses = pose_maps(batch.keypoints.chunk(2)[1], self.config.adapter.pose_size)
-        config, source_images = SamplingConfig(steps=steps), to_range(batch.source_images)
-        results = sample(self.model, self.vae, source_images, poses, config, generator=generators)
-        return [sources, poses[:, :3] * 2 - 1, truths, results]
+        return sample_columns(self.model, self.vae, batch, SamplingConfig(steps=steps), generators)
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
         """Write a model folder."""
