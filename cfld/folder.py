@@ -126,6 +126,17 @@ def load(
     return model, vae
 
 
+def student_file(folder: Path) -> Path:
+    """The file of the student in a model folder. Raises UserError if there is none."""
+    path = folder / TURBO_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no student for --turbo: make one by python -m cfld.train --stage distill --init "
+            f"{folder}, and copy its {TURBO_FILE} there"
+        )
+    return path
+
+
 def load_student(folder: str | Path | None, model: CFLD) -> CFLD:
     """The student in a model folder, apart: it shares with the model, which is unchanged, all weights but its own.
 
@@ -133,12 +144,7 @@ def load_student(folder: str | Path | None, model: CFLD) -> CFLD:
     model: what load() has read from the folder
     Raises UserError if there is none, or if it is damaged or of another architecture.
     """
-    path = (bundled() if folder is None else Path(folder)) / TURBO_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent} holds no student for --turbo: make one by python -m cfld.train --stage distill --init "
-            f"{path.parent}, and copy its {TURBO_FILE} there"
-        )
+    path = student_file(bundled() if folder is None else Path(folder))
     tensors, metadata = read_safetensors(path, model.dtype)
     try:
         config = from_dict(json.loads(metadata["cfld"]))

@@ -179,10 +179,6 @@ def prepare(root: Path, workers: int = 1) -> dict[str, int]:
     counts = {f"photos in {place}": len(photos)}
     placed: dict[str, Path] = {}  # the photos of the lists, by name
     for split in SPLITS:
-        if is_market(root) and not (root / f"{split}.lst").is_file():  # which its public files do not have
-            annotations = read_annotations(table_path(root, "annotation", split))
-            paired = [name for pair in read_pairs(table_path(root, "pairs", split)) for name in pair]
-            write_lines(root / f"{split}.lst", dict.fromkeys([*annotations, *paired]))
         counts |= prepare_split(root, split, photos, place, placed)
     check_photos(list(placed.values()), workers)
     return counts
@@ -194,7 +190,12 @@ def prepare_split(
     """prepare() for one split. photos: by flattened name, those found in a place; placed: gets those of the lists."""
     list_path, folder = root / f"{split}.lst", root / f"{split}_highres"
     annotation_path, pairs_path = table_path(root, "annotation", split), table_path(root, "pairs", split)
-    names, annotations, pairs = read_list(list_path), read_annotations(annotation_path), read_pairs(pairs_path)
+    listed = list_path.is_file() or annotation_frame(annotation_path) == FRAME  # Market-1501's files have no list
+    names = read_list(list_path) if listed else []
+    annotations, pairs = read_annotations(annotation_path), read_pairs(pairs_path)
+    if not listed:
+        write_lines(list_path, dict.fromkeys([*annotations, *(name for pair in pairs for name in pair)]))
+        names = read_list(list_path)
     named_in = {name: pairs_path for pair in pairs for name in pair}
     named_in |= dict.fromkeys(annotations, annotation_path) | dict.fromkeys(names, list_path)
     check_photo_names(named_in, f"{root}, the lists of {split}")

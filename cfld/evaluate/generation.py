@@ -20,7 +20,7 @@ from cfld.config import CFLDConfig
 from cfld.data.batch import Batch, collate, seeded
 from cfld.data.pairs import FashionPairs
 from cfld.evaluate.protocol import PairSet, picture_names
-from cfld.folder import TURBO_FILE, load, load_vae
+from cfld.folder import load, load_vae, student_file
 from cfld.photos.pixels import to_pictures, to_range
 from cfld.pose import pose_maps
 from cfld.sampling import PAPER, TURBO, SamplingConfig, sample
@@ -120,9 +120,7 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
     dtype = pick_precision(options.precision or (None if options.model else "fp32"), device)
     files = ["config.json", "vae.safetensors", *(["model.safetensors"] if options.model else [])]
     if options.model and options.turbo and config.distilled is None:
-        files.append(TURBO_FILE)
-        if not (source / TURBO_FILE).is_file():
-            raise UserError(f"{source} holds no student for --turbo: it lacks {TURBO_FILE} (docs/turbo.md)")
+        files.append(student_file(source).name)
     asked: dict[str, Any] = {
         **{name: sha256(source / name) for name in files},
         "size": options.size,

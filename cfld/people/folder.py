@@ -77,7 +77,7 @@ def photograph(task: tuple[Path, Plan, int]) -> Record:
 
 
 def finished_records(folder: Path) -> dict[int, Record]:
-    """What earlier runs have finished, by seed. A last line that a kill has cut short is removed from the file."""
+    """What is finished, by seed. A last line that a kill has cut short is removed from the file."""
     path = folder / "records.jsonl"
     if not path.exists():
         return {}
