@@ -34,7 +34,7 @@ from cfld.data.deepfashion import prepare
 from cfld.data.encode import write_cache
 from cfld.data.pairs import open_pairs
 from cfld.folder import save
-from cfld.objective import StepNoise, step_noise
+from cfld.objective import DROP_RATE, StepNoise, mirror, step_noise
 from cfld.photos.pixels import to_range
 from cfld.pose import pose_maps
 from cfld.tools.cli import UserError, command
@@ -266,10 +266,9 @@ def official_training_loss(model: CFLD, theirs: Official, batch: Batch, noise: S
         latents = (posterior.mean.float() + posterior.std.float() * noise.vae_noise) * theirs.scale
     timesteps = scheduler.cubic_timesteps(noise.timesteps)
     noisy = scheduler.add_noise(latents, noise.noise, timesteps)
-    source = to_range(batch.source_images)
-    source = torch.where((noise.flips < 0.5)[:, None, None, None], source.flip(-1), source)
+    source = mirror(to_range(batch.source_images), noise.flips)
     conditions = model.condition(source, pose_maps(batch.keypoints, model.config.adapter.pose_size), noise.depth)
-    conditions = model.drop(conditions, noise.drops < 0.2, "paper")
+    conditions = model.drop(conditions, noise.drops < DROP_RATE, "paper")
     return nn.functional.mse_loss(theirs(noisy, timesteps, conditions).float(), noise.noise)
 
 

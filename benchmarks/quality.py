@@ -190,13 +190,19 @@ def measure(options: argparse.Namespace) -> None:
         report("levels", level_test(model, vae, pairs, **how))
 
 
-def score_methods(methods: dict[str, Pictures], pairs: Sequence[Pair], weights: Path) -> Numbers:
-    """The scores of methods by name, with LPIPS if its weights are in this folder; the IoU of the truths, which is the
-    most that the segmentation can find; and how many pairs show a part."""
+def scores_with_lpips(methods: dict[str, Pictures], pairs: Sequence[Pair], weights: Path) -> Numbers:
+    """The scores of methods by name, with LPIPS if its weights are in this folder."""
     rows: Numbers = {name: scores(pictures, pairs) for name, pictures in tqdm(methods.items(), desc="scoring")}
     if (weights / ALEXNET).is_file():
         for name, value in lpips_of(methods, [pair.target.picture for pair in pairs], weights).items():
             rows[name]["LPIPS"] = value
+    return rows
+
+
+def score_methods(methods: dict[str, Pictures], pairs: Sequence[Pair], weights: Path) -> Numbers:
+    """The scores of methods by name, with LPIPS if its weights are in this folder; the IoU of the truths, which is the
+    most that the segmentation can find; and how many pairs show a part."""
+    rows = scores_with_lpips(methods, pairs, weights)
     rows["truth"] = {"IoU": mean([overlap(foreground(p.target.picture), p.target.person) for p in pairs])}
     shown = [parts_shown(pair) for pair in pairs]
     rows["pairs that show it"] = {part: sum(part in parts for parts in shown) for part in COLOURED}
@@ -474,8 +480,7 @@ def main(argv: list[str] | None = None) -> None:
 
     options = add_command(commands, measure)
     options.add_argument("--only", nargs="+", choices=MEASURES, metavar="MEASURE", help="some of the measures")
-    text = "folder of LPIPS's weights, of benchmarks/lpips_weights.py; skipped if not there"
-    options.add_argument("--weights", type=Path, default=ROOT / "weights" / "metrics", metavar="DIR", help=text)
+    add_weights_option(options)
     options.add_argument("--steps", type=int, default=50, help="of DDPM")
     add_model_options(options, pairs=PAIRS)
     add_batch_options(options)
@@ -496,6 +501,11 @@ def add_model_options(parser: argparse.ArgumentParser, pairs: int) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model folder (default: the bundled model)")
     parser.add_argument("--pairs", type=int, default=pairs, help=f"how many of the {PAIRS} pairs, from the first")
     parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    text = "folder of LPIPS's weights, of benchmarks/lpips_weights.py; skipped if not there"
+    parser.add_argument("--weights", type=Path, default=ROOT / "weights" / "metrics", metavar="DIR", help=text)
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:

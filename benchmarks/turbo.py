@@ -17,7 +17,6 @@ from pathlib import Path
 
 from cloth import fabric_test
 from common import (
-    ROOT,
     add_command,
     benchmark_parser,
     docs_path,
@@ -29,7 +28,6 @@ from common import (
     save_picture,
     table,
 )
-from lpips_weights import lpips_of
 from people import (
     PAIRS,
     Numbers,
@@ -41,14 +39,19 @@ from people import (
     model_hashes,
     pixels,
     require_skimage,
-    scores,
     sheet,
     skeletons,
 )
-from quality import add_batch_options, add_model_options, swap_pairs, swap_test
+from quality import (
+    add_batch_options,
+    add_model_options,
+    add_weights_option,
+    scores_with_lpips,
+    swap_pairs,
+    swap_test,
+)
 
 from cfld import CFLD, VAE, load
-from cfld.evaluate.weights import ALEXNET
 from cfld.folder import TURBO_FILE, bundled, load_student
 from cfld.sampling import PAPER, TURBO, SamplingConfig
 from cfld.tools.cli import command, pick_device
@@ -123,10 +126,7 @@ def numbers_of(
     """The scores and the test of cloths, if they are wanted."""
     numbers: Numbers = {}
     if "scores" in wanted:
-        numbers["scores"] = scores(pictures, pairs)
-        if (options.weights / ALEXNET).is_file():
-            found = lpips_of({"result": pictures}, [pair.target.picture for pair in pairs], options.weights)
-            numbers["scores"]["LPIPS"] = found["result"]
+        numbers["scores"] = scores_with_lpips({"result": pictures}, pairs, options.weights)["result"]
     if "fabric" in wanted:
         test = fabric_test({"result": pictures}, pairs, teacher.config)
         numbers["fabric"] = {key: test[key]["result"] for key in ("nearest", "most correlated")}
@@ -159,8 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     options = add_command(commands, measure)
     options.add_argument("--only", nargs="+", choices=MEASURES, metavar="MEASURE", help="some of the measures")
     options.add_argument("--student", type=Path, metavar="FILE", help="a turbo.safetensors (default: the folder's)")
-    text = "folder of LPIPS's weights, of benchmarks/lpips_weights.py; skipped if not there"
-    options.add_argument("--weights", type=Path, default=ROOT / "weights" / "metrics", metavar="DIR", help=text)
+    add_weights_option(options)
     add_model_options(options, pairs=PAIRS)
     add_batch_options(options)
     parsed = parser.parse_args(argv)
