@@ -79,7 +79,7 @@ def put_back(aside: Path, path: Path) -> None:
 
 
 LOCK = ".lock"  # of alone_in, on Windows
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
+LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d{1,7}(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
 
 
 def leftovers(folder: Path) -> dict[Path, Path | None]:
