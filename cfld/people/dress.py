@@ -429,7 +429,8 @@ def posed_vertices(person_figure: Figure, transforms: Array) -> Array:
 
 
 def posed_joints(vertices: Array) -> Array:
-    """Vertices (F, 3) of a figure, or of a body alone -> its 18 OpenPose joints (18, 3); the neck lies between the shoulders."""
+    """Vertices (F, 3) of a figure, or of a body alone -> its 18 OpenPose joints (18, 3); the neck lies between the
+    shoulders."""
     body = mesh()
     joints = np.zeros((18, 3), np.float32)
     joints[body.joint_numbers] = (vertices[body.joint_vertices] * body.joint_weights[..., None]).sum(1)
