@@ -41,6 +41,7 @@ from cfld.tools.cli import (
 )
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
+from cfld.tools.progress import tell, terminal
 from cfld.vae import VAE
 
 FAST_HELP = f"{FAST.steps} steps of {FAST.sampler}, unless --steps or --sampler is given"
@@ -133,6 +134,7 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
     given, otherwise padded. -> the photo, and with --retarget keypoints (18, 2) of the person in it. Raises UserError,
     also if --retarget lacks the pose."""
+    tell(f"reading {path}")
     photo = read_image(path, upright=True)
     if pose is None:
         if options.retarget:
@@ -181,6 +183,7 @@ def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFL
     fit it."""
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
+    tell(f"loading {options.model or 'the bundled model'} on {device}")
     model, vae = load(options.model, device, precision, channels_last=True, turbo=options.turbo)
     config.check_steps(model.config, "--steps")
     config.check_student(model.config.distilled)
@@ -219,7 +222,9 @@ def main(argv: list[str] | None = None) -> None:
     for first in range(0, len(outs), options.batch):
         part = slice(first, first + options.batch)
         seed = options.seed + first
-        pictures = generate(model, vae, photo, keypoints[part], config, size=options.size, seed=seed, progress=True)
+        pictures = generate(
+            model, vae, photo, keypoints[part], config, size=options.size, seed=seed, progress=terminal()
+        )
         for path, picture, joints in zip(outs[part], pictures, keypoints[part], strict=True):
             if options.side_by_side:
                 skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))

@@ -151,9 +151,9 @@ BAD_POSES = {
     "people who are none": ('{"people": [3]}', ["found 0"]),
     "another object": ("{}", ["must have people"]),
     "a number": ("5", ["array of joints must be"]),
-    "nothing": ("", ["must be JSON"]),
-    "no JSON": ("hello", ["must be JSON"]),
-    "a deep nest": ("[" * 200_000, ["must be JSON"]),
+    "nothing": ("", ["not JSON"]),
+    "no JSON": ("hello", ["not JSON"]),
+    "a deep nest": ("[" * 200_000, ["not JSON"]),
     "a larger picture": (json.dumps([[300, 400, 1]] * 18), ["give pose-size WxH"]),
 }
 

@@ -32,7 +32,7 @@ from cfld.convert.fetch import FOLDER, add_fetch, fetch, use_fetched
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
 from cfld.tools.card import LOAD_STUDENT, model_card, read_card, training_card
-from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
+from cfld.tools.cli import UserError, command, command_parser, parse_seed
 from cfld.tools.files import atomic, write_text
 from cfld.training.options import checked_options, saved_options
 from cfld.training.stages import checkpoint_model
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         return made
 

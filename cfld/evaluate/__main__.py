@@ -57,7 +57,7 @@ from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
 from cfld.samplers import SAMPLERS
 from cfld.sampling import TURBO_HELP
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, unknown_command
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, in_processes, join
 from cfld.tools.tensors import read_safetensors
@@ -163,6 +163,8 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @command
 def evaluate(argv: list[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        raise UserError(unknown_command(argv[0], list(COMMANDS)))
     options = parser().parse_args(argv)
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, found {options.processes}")

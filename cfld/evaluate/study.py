@@ -34,7 +34,7 @@ from tqdm import tqdm
 from cfld.data.deepfashion import read_pairs, table_path
 from cfld.evaluate.protocol import NAME_HINT, find_pictures
 from cfld.photos.crop import same_shape
-from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed, parse_size
+from cfld.tools.cli import UserError, command, command_parser, parse_seed, parse_size
 from cfld.tools.files import read_json, refuse_overwrite, write_json, write_text
 from cfld.tools.pictures import read_image, save_image
 from cfld.tools.plot import GRID, INK, ticks
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.evaluate study", __doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="build | score")
     text = "Make the page and its key."
-    sub = commands.add_parser("build", help=text, description=text, formatter_class=HelpFormatter)
+    sub = commands.add_parser("build", help=text, description=text)
     sub.add_argument("methods", nargs="+", metavar="NAME=DIR", help="a method and the folder of its images")
     sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page; FILE.key.json is the key")
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all images")
     sub.add_argument("--seed", type=parse_seed, default=0, help="of the choice of pairs, and of all orders")
     text = "Compute the numbers of Fig. 4 from answers."
-    sub = commands.add_parser("score", help=text, description=text, formatter_class=HelpFormatter)
+    sub = commands.add_parser("score", help=text, description=text)
     sub.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
     sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the study's key")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the numbers; FILE.png is the figure")

@@ -4,7 +4,6 @@ import argparse
 import base64
 import binascii
 import io
-import json
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,9 @@ from cfld.photos.keypoints import keypoints_from
 from cfld.pose import FRAME
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
+from cfld.tools.files import parse_json
 from cfld.tools.pictures import open_heif, to_rgb, turned_upright
+from cfld.tools.reasons import reason
 
 MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
@@ -52,16 +53,8 @@ def read_photo(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found something else") from None
     except Exception as error:  # pillow raises all kinds for damaged files
-        raise UserError(f"the photo is damaged ({error}): save or copy it again") from None
+        raise UserError(f"the photo is damaged ({reason(error)}): save or copy it again") from None
     raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found {width} x {height}: make it smaller")
-
-
-def parse_json(text: str | bytes) -> Any:
-    """JSON -> its value. Raises UserError."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"must be JSON ({error})") from None
 
 
 def values_of(content: Any, *names: str, optional: str | None = None) -> list[Any]:

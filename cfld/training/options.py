@@ -262,12 +262,14 @@ def saved_options(out: Path) -> dict[str, Any]:
 
 def checked_options(values: dict[str, Any], out: Path) -> TrainConfig:
     """Saved options as a TrainConfig. Raises UserError if they are damaged."""
-    try:
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise UserError(
-            f"{out}/config.json holds options that cannot be read ({error}): choose another --out"
-        ) from None
+    hints = typing.get_type_hints(TrainConfig)
+    for name, value in values.items():
+        kinds = typing.get_args(hints[name]) or (hints[name],) if name in hints else ()
+        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            found = f"an option {name!r:.60}" if name not in hints else f"{name} {value!r:.60}"
+            raise UserError(f"{out}/config.json must hold the options of a run, found {found}: choose another --out")
+    return TrainConfig(**values)
 
 
 def refuse_run(out: Path, force: bool) -> None:
