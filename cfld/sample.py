@@ -49,7 +49,7 @@ SIZE_HELP = "output size, 16:11 (height:width) (default: 512x352; small models 2
 EDIT_COMMANDS = ("edit", "interpolate", "sequence", "attention")  # of cfld.edit
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse._ActionsContainer) -> None:
     """Add the options of every command that reads a source with its pose."""
     parser.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
     parser.add_argument("--source-pose", metavar="FILE", help="pose in it, to crop around (default: pad the photo)")
@@ -62,8 +62,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
-    """Add the options of every command that samples; --size only if sized."""
+def add_options(parser: argparse.ArgumentParser, output: argparse._ActionsContainer, sized: bool = True) -> None:
+    """Add the options of every command that samples, those of its output to their group; --size only if sized."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
     group.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
@@ -94,29 +94,24 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     )
 
     add_pose_options(parser.add_argument_group("reading poses"))
-
-    group = parser.add_argument_group("output")
     if sized:
-        group.add_argument("--size", type=parse_size, metavar="HxW", help=SIZE_HELP)
-    group.add_argument("--force", action="store_true", help="replace existing files")
+        output.add_argument("--size", type=parse_size, metavar="HxW", help=SIZE_HELP)
+    output.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
-    if options.turbo and (options.fast or options.sampler):
-        raise UserError("--turbo must stand without --fast and --sampler: a student has its own sampler")
+    for name in ("fast", "sampler") if options.turbo else ():
+        if getattr(options, name):
+            raise UserError(f"--turbo must stand without --{name}: a student has its own sampler")
     base = TURBO if options.turbo else FAST if options.fast else PAPER
-    try:
-        return SamplingConfig(
-            steps=base.steps if options.steps is None else options.steps,
-            sampler=options.sampler or base.sampler,
-            pose_scale=options.pose_scale,
-            appearance_scale=options.appearance_scale,
-            guidance_interval=tuple(options.guidance_interval or base.guidance_interval),
-        )
-    except UserError as error:
-        field, _, rest = str(error).partition(" ")
-        raise UserError(f"--{field.replace('_', '-')} {rest}") from None
+    return SamplingConfig.of_options(
+        steps=base.steps if options.steps is None else options.steps,
+        sampler=options.sampler or base.sampler,
+        pose_scale=options.pose_scale,
+        appearance_scale=options.appearance_scale,
+        guidance_interval=tuple(options.guidance_interval or base.guidance_interval),
+    )
 
 
 def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
@@ -139,6 +134,9 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     if pose is None:
         if options.retarget:
             raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
+        for name in ("source_person", "source_pose_size"):
+            if getattr(options, name):
+                raise UserError(f"--{name.replace('_', '-')} is of the source's pose, found no --source-pose: add it")
         return fitted(photo), None
     how = pose_settings(options) | {
         "person": options.source_person,
@@ -198,14 +196,15 @@ def main(argv: list[str] | None = None) -> None:
     if argv and argv[0] in EDIT_COMMANDS:
         raise UserError(f"cfld.sample has no {argv[0]}: it is python -m cfld.edit {argv[0]}")
     parser = command_parser("cfld.sample", __doc__)
-    add_source_options(parser)
-    parser.add_argument(
+    person, poses, output = map(parser.add_argument_group, ("the person", "the poses", "output"))
+    add_source_options(person)
+    poses.add_argument(
         "--pose", required=True, nargs="+", action="extend", metavar="FILE", help="poses to generate, one image each"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="image to write; -1, -2, ... for several poses")
-    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result next to each other")
-    parser.add_argument("--batch", type=int, default=4, help="images generated at a time")
-    add_options(parser)
+    output.add_argument("--out", required=True, metavar="FILE", help="image to write; -1, -2, ... for several poses")
+    output.add_argument("--side-by-side", action="store_true", help="write source, pose and result next to each other")
+    output.add_argument("--batch", type=int, default=4, help="images generated at a time")
+    add_options(parser, output)
     options = parser.parse_args(argv)
 
     config = sampling_config(options)

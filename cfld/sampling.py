@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -76,6 +76,15 @@ class SamplingConfig:
         if not (len(interval) == 2 and all(map(is_number, interval)) and interval[0] <= interval[1]):
             found = " ".join(map(str, interval))
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
+
+    @classmethod
+    def of_options(cls, **fields: Any) -> "SamplingConfig":
+        """A config of the values of a command's options. Raises UserError, which names the option."""
+        try:
+            return cls(**fields)
+        except UserError as error:
+            field, _, rest = str(error).partition(" ")
+            raise UserError(f"--{field.replace('_', '-')} {rest}") from None
 
     def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
         """Raise UserError if steps exceed the schedule; name: of the option to blame."""

@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     interpolate.add_argument("--frames", type=int, default=8, help="number of frames, both ends included")
 
     sequence = add("sequence", run_sequence, "Generate one person in many poses from the same noise.")
-    add_source_options(sequence)
+    add_source_options(sequence.add_argument_group("the person"))
     sequence.add_argument(
         "--pose",
         required=True,
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     attention.add_argument("--out", required=True, metavar="FILE", help="sheet to write")
 
     for made in (edit, interpolate, sequence, attention):
-        add_options(made, sized=made is not attention)
+        add_options(made, made.add_argument_group("output"), sized=made is not attention)
     options = parser.parse_args(argv)
     options.act(options)
 

@@ -133,8 +133,13 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
         if options.turbo and options.sampler:
             raise UserError("--turbo must stand without --sampler: a student has its own sampler")
         steps = base.steps if options.steps is None else options.steps
-        how = SamplingConfig(steps, options.sampler or base.sampler, options.pose_scale, options.appearance_scale)
-        how.check_steps(config)
+        how = SamplingConfig.of_options(
+            steps=steps,
+            sampler=options.sampler or base.sampler,
+            pose_scale=options.pose_scale,
+            appearance_scale=options.appearance_scale,
+        )
+        how.check_steps(config, "--steps")
         if config.distilled or not options.turbo:  # else the student says what it has taken in
             how.check_student(config.distilled)
         facts = asdict(how)

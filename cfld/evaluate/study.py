@@ -97,8 +97,11 @@ def build(
     size: (height, width) of all images
     seed: of the choice of pairs, and of all orders
     """
-    if judged < 0 or compared < 0 or judged + compared == 0:
-        raise UserError(f"--judged and --compared must be at least 0 and not both 0, found {judged} and {compared}")
+    for name, count in (("--judged", judged), ("--compared", compared)):
+        if count < 0:
+            raise UserError(f"{name} must be at least 0, found {count}")
+    if judged + compared == 0:
+        raise UserError("a study must ask something, found --judged 0 and --compared 0: make one of them larger")
     if compared and len(methods) < 2:
         raise UserError("part 2 must compare two methods or more, found one: give another, or --compared 0")
     rng = np.random.default_rng(seed)

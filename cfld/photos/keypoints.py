@@ -102,23 +102,27 @@ def joints_of(
     min_confidence = min_confidence or 0.0
     points, said = pick(frame.people, person), frame.size or pose_size
     if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
-        least = f"of at least {min_confidence}" if min_confidence else "above 0"
-        raise Nobody(f"person {person} has no joint of a score {least}: check --person and --min-confidence")
+        least, advice = "above 0", "find the joints again"
+        if min_confidence:
+            least, advice = f"of at least {min_confidence}", "give a lower --min-confidence"
+        if len(frame.people) > 1:
+            advice += " or another --person"
+        raise Nobody(f"person {person} has no joint of a score {least}: {advice}")
     size = said or photo_size or frame_size(points)
     everybody = [each[used_points(len(each))] for each in frame.people]
     if are_fractions(points):
         check_fractions(everybody[person])
-        points = points * [size[1], size[0], 1]
+        with np.errstate(over="ignore"):  # what is too large for a number is outside, too
+            points = points * [size[1], size[0], 1]
     else:
         check_inside(everybody[person], size)
         if said is None:
             check_guess(np.concatenate(everybody), size)
     joints = to_joints(points, size, min_confidence, layout)
     if (joints < 0).all():
-        raise Nobody(
-            f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
-            "check --person, --pose-size and --min-confidence"
-        )
+        sure = f" of a score of at least {min_confidence}" if min_confidence else ""
+        advice = "check --pose-size" if pose_size and said == pose_size else f"give the image's size by {SIZE_ADVICE}"
+        raise Nobody(f"person {person} has no joint within {size[1]:g}x{size[0]:g}{sure}: {advice}")
     return joints, size
 
 

@@ -3,8 +3,10 @@
 import argparse
 import base64
 import binascii
+import contextlib
 import io
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,23 @@ class Refused(Exception):
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status = status
+
+
+class Fault(UserError):
+    """A mistake in a part of a request. about: where the page says it, photo or pose."""
+
+    def __init__(self, text: str, about: str):
+        super().__init__(text)
+        self.about = about
+
+
+@contextlib.contextmanager
+def in_the(part: str) -> Iterator[None]:
+    """Turn a UserError of the block into a Fault of this part."""
+    try:
+        yield
+    except UserError as error:
+        raise Fault(str(error), part) from None
 
 
 def read_photo(data: bytes) -> Image.Image:
@@ -107,7 +126,9 @@ def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) ->
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise UserError("the photo must be in base64") from None
-    keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
-    source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
-    return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)
+        raise Fault("the photo must be in base64", "photo") from None
+    with in_the("pose"):
+        keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
+        source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
+    with in_the("photo"):
+        return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)

@@ -7,6 +7,7 @@ import io
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -40,6 +41,7 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of large photos and odd tags, which are read all the same
         try:
             main(argv)
             return 0
