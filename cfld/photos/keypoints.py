@@ -100,7 +100,7 @@ def joints_of(
     """
     check_reading(pose_size, person, min_confidence, layout)
     min_confidence = min_confidence or 0.0
-    points, said = pick(frame.people, person), frame.size or pose_size
+    points, said = pick(frame.people, person), frame.size or (None if pose_size is None else (pose_size[0], pose_size[1]))
     if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
         least, advice = "above 0", "find the joints again"
         if min_confidence:
@@ -121,7 +121,11 @@ def joints_of(
     joints = to_joints(points, size, min_confidence, layout)
     if (joints < 0).all():
         sure = f" of a score of at least {min_confidence}" if min_confidence else ""
-        advice = "check --pose-size" if pose_size and said == pose_size else f"give the image's size by {SIZE_ADVICE}"
+        advice = (
+            "check --pose-size"
+            if pose_size is not None and frame.size is None
+            else f"give the image's size by {SIZE_ADVICE}"
+        )
         raise Nobody(f"person {person} has no joint within {size[1]:g}x{size[0]:g}{sure}: {advice}")
     return joints, size
 

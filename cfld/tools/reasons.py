@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 CUT_OFF = re.compile(r"truncated|unexpected end|EOF|end of file|IncompleteBuffer|not fully covered", re.IGNORECASE)
-AMOUNT = re.compile(r"allocate (\d[\d.,]*) ?([kMGT]?i?B|bytes)", re.IGNORECASE)
+AMOUNT = re.compile(r"allocate (\d[\d.,]*) ?(bytes|[KMGT]?i?B)\b", re.IGNORECASE)
 FOREIGN_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
 

@@ -1,6 +1,7 @@
 """Read, write and hash named tensors."""
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,7 +65,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     try:
         mappable = zipfile.is_zipfile(path)  # not what torch wrote before 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        with warnings.catch_warnings():  # of pickles of another protocol
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except Exception as error:  # torch.load raises whatever the unpickler meets first
         raise UserError(f"{path}: not a whole checkpoint of plain tensors ({reason(error)}): copy it again") from None
     for wrapper in ("state_dict", "model"):
