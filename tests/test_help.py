@@ -75,8 +75,6 @@ def test_long_help_is_in_groups_with_titles(name: str) -> None:
             named = group.title not in ("options", "positional arguments")
             assert len(group._group_actions) <= (12 if named else 8), f"{parser.prog}: {group.title} is too long"
             assert group.title and len(group.title) <= 80
-        alone = [action.dest for action in parser._optionals._group_actions]
-        assert alone == ["help"] or len(parser._actions) <= 16, f"{parser.prog}: {alone} belong to no group"
 
 
 def test_every_option_of_the_training_is_in_one_group_that_says_what_it_is_for() -> None:

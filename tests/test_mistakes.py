@@ -25,7 +25,8 @@ import cfld
 from cfld.baselines import read_config, to_dict
 from cfld.data.deepfashion import read_pairs
 from cfld.evaluate.protocol import PairSet, read_picture
-from cfld.people.folder import finished_records
+from cfld.evaluate.study import is_key
+from cfld.people.folder import Plan, finished_records, is_whole
 from cfld.photos.crop import fit, fitted, whole
 from cfld.photos.keypoints import keypoints_from, read_annotations
 from cfld.playground.requests import read_photo
@@ -63,7 +64,6 @@ USAGE = [
     ("sample", ["--size", "256"], "--size must be two whole numbers such as 256x176, found '256'"),
     ("sample", ["--sampler", "ddmp"], "--sampler must be ddpm, ddim, dpm++ or unipc, found 'ddmp'; did you mean ddpm?"),
     ("sample", ["--force=yes"], "--force must stand without a value, found 'yes'"),
-    ("sample", ["a.jpg", "--source", "x", "--pose", "p", "--out", "o", "--fast"], None),  # belongs to no option
     ("train", ["--resum"], "unknown option --resum; did you mean --resume?"),
     ("train", ["--preset", "sd5"], "--preset must be sd15 or tiny, found 'sd5'; did you mean sd15?"),
     ("edit", [], "a command must be given: edit, interpolate, sequence or attention"),
@@ -79,7 +79,6 @@ USAGE = [
     ("data", ["prepare"], "ROOT must be given: python -m cfld.data prepare --help lists them"),
     ("data", ["pairs", "x", "--layout", "coc"], "found 'coc'; did you mean coco?"),
     ("people", ["x", "--identites", "3"], "unknown option --identites; did you mean --identities?"),
-    ("photos", ["a.jpg", "--out", "x.png", "y"], None),
     ("photos", ["a.jpg", "--out", "x.png", "--persn", "1"], "unknown option --persn; did you mean --person?"),
     ("playground", ["--prot", "5"], "unknown option --prot; did you mean --port?"),
     ("tools.plot", [], "RUN must be given"),
@@ -90,7 +89,7 @@ def main_of(name: str) -> Callable:
     return next(main for module, main in MAINS.items() if module.removesuffix(".__main__") == f"cfld.{name}")
 
 
-@pytest.mark.parametrize(("name", "argv", "said"), [case for case in USAGE if case[2]])
+@pytest.mark.parametrize(("name", "argv", "said"), USAGE)
 def test_a_mistake_on_the_command_line_is_one_line_with_the_nearest_name(
     name: str, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +260,29 @@ def test_a_damaged_mask_and_records_are_refused_in_our_words(fashion: Path, tmp_
         with pytest.raises(UserError, match=r"records\.jsonl") as caught:
             finished_records(tmp_path)
         ours(caught.value)
+
+
+def test_records_without_joints_and_keys_of_no_study_are_refused_in_our_words(tmp_path: Path, fails) -> None:
+    plan = Plan(1, 2, 0, 0.0, 64, 1)
+    good = {"name": "a.jpg", "y": [1] * 18, "x": [1] * 18}
+    for bad in ({"name": "a.jpg"}, good | {"y": "x"}, good | {"x": [1]}, good | {"x": [None] * 17 + ["a"]}, 5):
+        with pytest.raises(UserError, match="damaged in the record of seed 0") as caught:
+            is_whole(tmp_path, plan, {"seed": 0, "photos": [good, bad]})
+        ours(caught.value)
+    assert not is_whole(tmp_path, plan, {"seed": 0, "photos": [good, good]})
+    key = {"study": "x", "methods": ["a"], "judged": [{"method": "a", "answers": ["real"]}], "compared": []}
+    assert is_key(key)
+    for change in (
+        {"judged": []},
+        {"judged": 5},
+        {"judged": [{}]},
+        {"compared": [{"methods": ["b"]}]},
+        {"methods": [[]]},
+    ):
+        assert not is_key(key | change) and not is_key([key])
+        (tmp_path / "k.json").write_text(json.dumps(key | change))
+        fails(main_of("evaluate.study"), "score", "a.json", "--key", tmp_path / "k.json", "--out", tmp_path / "o.json",
+              words=["k.json: must be the key that build wrote"])  # fmt: skip
 
 
 def test_damaged_options_of_a_run_are_refused_in_our_words(tmp_path: Path) -> None:

@@ -122,11 +122,16 @@ def main(argv: list[str] | None = None) -> None:
         return made
 
     sub = add("init", init, "Make a model folder to train from.")
-    sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
-    sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse")
-    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
-    sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
-    sub.add_argument("--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors")
+    files = sub.add_argument_group("public files (default: where fetch has put them)")
+    files.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
+    files.add_argument(
+        "--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse"
+    )
+    files.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
+    files.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
+    files.add_argument(
+        "--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors"
+    )
     sub.add_argument("--ablation", choices=ABLATIONS, help="a baseline of Table 3 instead of the full model")
     sub.add_argument("--seed", type=parse_seed, default=0, help="of freshly initialised weights")
 

@@ -155,6 +155,17 @@ class Answers:
     jab: dict[str, float]  # by method
 
 
+def is_key(content: Any) -> bool:
+    """Whether this is the key of a study, as build makes it."""
+    try:
+        methods, judged, compared = content["methods"], content["judged"], content["compared"]
+        answers = [answer for group in judged for answer in group["answers"]]
+        seen = [group["method"] for group in judged] + [name for each in compared for name in each["methods"]]
+        return "study" in content and len(judged) > 0 and set(answers) <= set(ANSWERS) and set(seen) <= set(methods)
+    except (TypeError, KeyError):
+        return False
+
+
 def read_answers(path: Path, key: dict[str, Any]) -> tuple[int, Answers]:
     """A file that the page has saved -> the volunteer's number and answers. Raises UserError."""
     content = read_json(path)
@@ -302,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     key = read_json(options.key)
-    if not isinstance(key, dict) or not {"study", "methods", "judged", "compared"} <= set(key):
+    if not is_key(key):
         raise UserError(f"{options.key}: must be the key that build wrote next to the page")
     answers: dict[int, tuple[Path, Answers]] = {}
     for path in options.answers:

@@ -25,6 +25,7 @@ from cfld.people.folder import Plan, Record, photograph_all
 from cfld.people.render import FRAME
 from cfld.tools.cli import UserError, command, command_parser
 from cfld.tools.files import alone_in, atomic, open_folder, remove_leftovers
+from cfld.tools.pictures import read_image
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 
@@ -45,8 +46,8 @@ def write_sheet(folder: Path, plan: Plan, records: list[Record]) -> None:
     sheet = Image.new("RGB", (columns * width, rows * height))
     for row, record in enumerate(records[:rows]):
         for column, photo in enumerate(record["photos"][:columns]):
-            with Image.open(folder / f"{plan.split(record['seed'])}_highres" / photo["name"]) as image:
-                sheet.paste(image.resize((width, height)), (column * width, row * height))
+            image = read_image(folder / f"{plan.split(record['seed'])}_highres" / photo["name"])
+            sheet.paste(image.resize((width, height)), (column * width, row * height))
     with atomic(folder / "sheet.png") as path:
         sheet.save(path)
 

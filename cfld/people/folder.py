@@ -102,6 +102,9 @@ def is_whole(folder: Path, plan: Plan, record: Record) -> bool:
     """Whether all files of a person are there. Raises UserError if the record is damaged."""
     try:
         split, names = plan.split(record["seed"]), [photo["name"] for photo in record["photos"]]
+        joints = np.array([[photo["y"], photo["x"]] for photo in record["photos"]], np.float64)
+        if joints.ndim != 3 or len(joints) != plan.poses:
+            raise ValueError
         masks = [folder / f"masks_{split}" / Path(name).with_suffix(".png") for name in names]
         return all(path.is_file() for path in [*(folder / f"{split}_highres" / name for name in names), *masks])
     except (ValueError, TypeError, KeyError):

@@ -100,7 +100,10 @@ def joints_of(
     """
     check_reading(pose_size, person, min_confidence, layout)
     min_confidence = min_confidence or 0.0
-    points, said = pick(frame.people, person), frame.size or (None if pose_size is None else (pose_size[0], pose_size[1]))
+    points, said = (
+        pick(frame.people, person),
+        frame.size or (None if pose_size is None else (pose_size[0], pose_size[1])),
+    )
     if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
         least, advice = "above 0", "find the joints again"
         if min_confidence:

@@ -209,7 +209,7 @@ def parse_size(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be two whole numbers such as 256x176, found {text!r}") from None
     if not (0 < first <= 8192 and 0 < second <= 8192):
-        raise argparse.ArgumentTypeError(f"each side must be within 1 .. 8192, found {text!r}")
+        raise argparse.ArgumentTypeError(f"must have sides within 1 .. 8192, found {text!r}")
     return first, second
 
 
