@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import re
-import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,6 +333,18 @@ def test_a_lack_of_memory_says_how_much(fails) -> None:
         assert "GPU 0" not in said and "Allocator" not in said and "array" not in said
 
 
+def test_a_command_passes_over_what_pillow_warns_of_and_nothing_else() -> None:
+    @command
+    def main(argv: list[str]) -> None:
+        for module in ("PIL.TiffImagePlugin", "torch.nn"):
+            warnings.warn_explicit(f"of {module}", UserWarning, "f.py", 1, module)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main([]) == 0
+    assert [str(warning.message) for warning in seen] == ["of torch.nn"]
+
+
 def test_a_device_that_cannot_be_used_is_refused_with_those_that_can() -> None:
     for name in ("cuda:77", "nowhere", "meta"):
         with pytest.raises(UserError, match=f"--device {name} cannot be used here, where torch has .*cpu") as caught:
@@ -460,10 +472,6 @@ def test_what_fits_is_taken_as_before() -> None:
 
 
 # The one option that is wrong.
-
-
-def options(**values: object) -> types.SimpleNamespace:
-    return types.SimpleNamespace(**values)
 
 
 def test_a_message_names_the_one_option_that_is_wrong(fashion: Path, micro_folder: Path, tmp_path: Path, fails) -> None:
