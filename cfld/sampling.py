@@ -206,7 +206,7 @@ def decode(vae: VAE, latents: Tensor, progress: bool | None = False) -> Tensor:
         )
     at_a_time = max(DECODED_PIXELS // (latents.shape[-1] * vae.config.factor) ** 2, 1)
     parts = latents.to(next(vae.parameters())).split(at_a_time)
-    return torch.cat([vae.decode(part).clamp(-1, 1) for part in bar(parts, "decoding", "part", progress, leave=False)])
+    return torch.cat([vae.decode(part).clamp(-1, 1) for part in bar(parts, "decoding", "batch", progress, leave=False)])
 
 
 @torch.no_grad()
