@@ -103,7 +103,7 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
     for name in ("fast", "sampler") if options.turbo else ():
         if getattr(options, name):
-            raise UserError(f"--turbo must stand without --{name}: a student has its own sampler")
+            raise UserError(f"--turbo must be given without --{name}: a student has its own sampler")
     base = TURBO if options.turbo else FAST if options.fast else PAPER
     return SamplingConfig.of_options(
         steps=base.steps if options.steps is None else options.steps,
@@ -133,7 +133,7 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     photo = read_image(path, upright=True)
     if pose is None:
         if options.retarget:
-            raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
+            raise UserError("--retarget needs the joints of the person in the photo, found no --source-pose: add it")
         for name in ("source_person", "source_pose_size"):
             if getattr(options, name):
                 raise UserError(f"--{name.replace('_', '-')} is of the source's pose, found no --source-pose: add it")
@@ -152,8 +152,8 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
 
 
 def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
-    """Read B values of --pose -> keypoints (B, 18, 2). together: all poses in pictures of one size share a crop window,
-    as frames of a video do."""
+    """Read B values of --pose -> keypoints (B, 18, 2). together: all poses in images of the same size share a
+    window, as frames of a video do."""
     return in_windows([read_joints(text, **pose_settings(options)) for text in texts], together)
 
 

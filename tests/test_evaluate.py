@@ -326,7 +326,7 @@ def test_two_folders_are_paired_by_name(small: Path, weights: Path, tmp_path: Pa
 def test_options_that_exclude_each_other_are_refused(small: Path, tmp_path: Path, fails) -> None:
     out = ("--out", tmp_path / "out")
     fails(main, "--ground-truth", *out, words=["--data must be given"])
-    fails(main, "--ground-truth", "--truth", small, *out, words=["--truth must stand with --pred"])
+    fails(main, "--ground-truth", "--truth", small, *out, words=["--truth must be given with --pred"])
     fails(main, "--ground-truth", "--data", small, "--limit", 4, *out, words=["within 1 .. 3", "found 4"])
     fails(main, "--ground-truth", "--data", small, "--name", "empty backdrop", *out, words=["--name must not be"])
     (tmp_path / "out").mkdir()
@@ -449,7 +449,7 @@ def test_turbo_generates_with_the_student_and_says_so(
     run(*command, tmp_path / "turbo")
     made = read_json(tmp_path / "turbo" / "manifest.json")["pictures"]["made with"]
     assert made["sampler"] == "turbo" and made["steps"] == 4 and len(made[TURBO_FILE]) == 64
-    fails(main, *command, tmp_path / "x", "--sampler", "ddim", words=["--turbo must stand without --sampler"])
+    fails(main, *command, tmp_path / "x", "--sampler", "ddim", words=["--turbo must be given without --sampler"])
     fails(main, *command, tmp_path / "y", "--pose-scale", 1, words=["scales must be 2 and 2"])
 
 

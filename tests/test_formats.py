@@ -1,5 +1,4 @@
-"""Files of pose estimators and editors, written as those tools write them, one test a row of the table in
-docs/poses.md."""
+"""Files of pose estimators and editors, written as those tools write them. docs/poses.md lists their formats."""
 
 import json
 import re

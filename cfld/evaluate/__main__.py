@@ -116,10 +116,10 @@ def open_set(options: argparse.Namespace) -> PairSet | FolderSet:
         raise UserError(f"--data must be given: a prepared folder, whose test pairs are measured{other}")
     if options.truth:
         if not options.pred:
-            raise UserError("--truth must stand with --pred, the folder of images that it is the truth of")
+            raise UserError("--truth must be given with --pred, the folder of images that it is the truth of")
         for name in ("data", "limit"):
             if getattr(options, name) is not None:
-                raise UserError(f"--truth must stand without --{name}: all images of its folder are measured")
+                raise UserError(f"--truth must be given without --{name}: all images of its folder are measured")
         return FolderSet(options.pred, options.truth)
     for name, least in (("batch", 1), ("seed", 0)):
         if (value := getattr(options, name)) < least:

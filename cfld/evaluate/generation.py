@@ -134,7 +134,7 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
     if options.model:
         base = TURBO if options.turbo else PAPER
         if options.turbo and options.sampler:
-            raise UserError("--turbo must stand without --sampler: a student has its own sampler")
+            raise UserError("--turbo must be given without --sampler: a student has its own sampler")
         steps = base.steps if options.steps is None else options.steps
         how = SamplingConfig.of_options(
             steps=steps,
@@ -143,7 +143,7 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
             appearance_scale=options.appearance_scale,
         )
         how.check_steps(config, "--steps")
-        if config.distilled or not options.turbo:  # else the student says what it has taken in
+        if config.distilled or not options.turbo:  # else the scales are the student's
             how.check_student(config.distilled)
         facts = asdict(how)
         del facts["guidance_interval"]  # which is not an option here

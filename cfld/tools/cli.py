@@ -162,9 +162,9 @@ class Parser(argparse.ArgumentParser):
         if counted := re.fullmatch(r"expected (?:at least )?(one|\d+) arguments?", fault):
             return f"{name} must be followed by {'a value' if counted[1] == 'one' else counted[1] + ' values'}"
         if other := re.fullmatch(r"not allowed with argument (.*)", fault):
-            return f"{name} must stand without {other[1]}: leave one of them out"
+            return f"{name} must be given without {other[1]}: leave one of them out"
         if extra := re.fullmatch(r"ignored explicit argument (.*)", fault):
-            return f"{name} must stand without a value, found {extra[1]}"
+            return f"{name} takes no value, found {extra[1]}"
         return f"{name} {fault}"
 
 
