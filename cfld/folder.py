@@ -7,6 +7,7 @@ turbo.safetensors, if there is one, holds the weights in which a student (cfld/s
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -20,7 +21,7 @@ from cfld.config import CFLDConfig
 from cfld.model import CFLD
 from cfld.student import merge_adapters, student_of
 from cfld.tools.cli import UserError, pick_device
-from cfld.tools.files import atomic, write_json, write_text
+from cfld.tools.files import atomic, parse_json, write_json, write_text
 from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
 
@@ -102,6 +103,8 @@ def load(
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UserError(f"dtype must be one of floating-point numbers, such as torch.float32, found {dtype}")
     device = pick_device(str(device), "device")
+    if not (folder is None or isinstance(folder, (str, os.PathLike))):
+        raise UserError(f"folder must be the path of a model folder, or None, found {folder!r:.60}")
     folder = bundled() if folder is None else Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; python -m cfld.convert makes one from public weights")
@@ -147,11 +150,13 @@ def load_student(folder: str | Path | None, model: CFLD) -> CFLD:
     path = student_file(bundled() if folder is None else Path(folder))
     tensors, metadata = read_safetensors(path, model.dtype)
     try:
-        config = from_dict(json.loads(metadata["cfld"]))
+        config = from_dict(parse_json(metadata.get("cfld", "")))
         if config.distilled is None or replace(config, distilled=None) != model.config:
             raise ValueError("it was made for a model of another architecture")
         student = student_of(model, config.distilled, tensors)
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} is not a student of this model: it lacks the tensor {error.args[0]}") from None
+    except ValueError as error:
         raise UserError(f"{path} is not a student of this model: {error}") from None
     return student.eval()
 

@@ -41,6 +41,7 @@ from cfld.tools.cli import (
 )
 from cfld.tools.files import refuse_overwrite
 from cfld.tools.pictures import check_picture_name, read_image, save_image
+from cfld.tools.progress import tell, terminal
 from cfld.vae import VAE
 
 FAST_HELP = f"{FAST.steps} steps of {FAST.sampler}, unless --steps or --sampler is given"
@@ -48,7 +49,7 @@ SIZE_HELP = "output size, 16:11 (height:width) (default: 512x352; small models 2
 EDIT_COMMANDS = ("edit", "interpolate", "sequence", "attention")  # of cfld.edit
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse._ActionsContainer) -> None:
     """Add the options of every command that reads a source with its pose."""
     parser.add_argument("--source", required=True, metavar="PHOTO", help="photo of the person")
     parser.add_argument("--source-pose", metavar="FILE", help="pose in it, to crop around (default: pad the photo)")
@@ -61,8 +62,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
-    """Add the options of every command that samples; --size only if sized."""
+def add_options(parser: argparse.ArgumentParser, output: argparse._ActionsContainer, sized: bool = True) -> None:
+    """Add the options of every command that samples, those of its output to their group; --size only if sized."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
     group.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
@@ -93,29 +94,24 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
     )
 
     add_pose_options(parser.add_argument_group("reading poses"))
-
-    group = parser.add_argument_group("output")
     if sized:
-        group.add_argument("--size", type=parse_size, metavar="HxW", help=SIZE_HELP)
-    group.add_argument("--force", action="store_true", help="replace existing files")
+        output.add_argument("--size", type=parse_size, metavar="HxW", help=SIZE_HELP)
+    output.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
-    if options.turbo and (options.fast or options.sampler):
-        raise UserError("--turbo must be given without --fast and --sampler: a student has its own sampler")
+    for name in ("fast", "sampler") if options.turbo else ():
+        if getattr(options, name):
+            raise UserError(f"--turbo must be given without --{name}: a student has its own sampler")
     base = TURBO if options.turbo else FAST if options.fast else PAPER
-    try:
-        return SamplingConfig(
-            steps=base.steps if options.steps is None else options.steps,
-            sampler=options.sampler or base.sampler,
-            pose_scale=options.pose_scale,
-            appearance_scale=options.appearance_scale,
-            guidance_interval=tuple(options.guidance_interval or base.guidance_interval),
-        )
-    except UserError as error:
-        field, _, rest = str(error).partition(" ")
-        raise UserError(f"--{field.replace('_', '-')} {rest}") from None
+    return SamplingConfig.of_options(
+        steps=base.steps if options.steps is None else options.steps,
+        sampler=options.sampler or base.sampler,
+        pose_scale=options.pose_scale,
+        appearance_scale=options.appearance_scale,
+        guidance_interval=tuple(options.guidance_interval or base.guidance_interval),
+    )
 
 
 def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
@@ -133,10 +129,14 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     """Read a photo, upright, and make it 11:16 (width:height) for generate: cropped around the person if the pose is
     given, otherwise padded. -> the photo, and with --retarget keypoints (18, 2) of the person in it. Raises UserError,
     also if --retarget lacks the pose."""
+    tell(f"reading {path}")
     photo = read_image(path, upright=True)
     if pose is None:
         if options.retarget:
             raise UserError("--retarget needs the joints of the person in the photo, found no --source-pose: add it")
+        for name in ("source_person", "source_pose_size"):
+            if getattr(options, name):
+                raise UserError(f"--{name.replace('_', '-')} is of the source's pose, found no --source-pose: add it")
         return fitted(photo), None
     how = pose_settings(options) | {
         "person": options.source_person,
@@ -181,6 +181,7 @@ def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFL
     fit it."""
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
+    tell(f"loading {options.model or 'the bundled model'} on {device}")
     model, vae = load(options.model, device, precision, channels_last=True, turbo=options.turbo)
     config.check_steps(model.config, "--steps")
     config.check_student(model.config.distilled)
@@ -195,14 +196,15 @@ def main(argv: list[str] | None = None) -> None:
     if argv and argv[0] in EDIT_COMMANDS:
         raise UserError(f"cfld.sample has no {argv[0]}: it is python -m cfld.edit {argv[0]}")
     parser = command_parser("cfld.sample", __doc__)
-    add_source_options(parser)
-    parser.add_argument(
+    person, poses, output = map(parser.add_argument_group, ("the person", "the poses", "output"))
+    add_source_options(person)
+    poses.add_argument(
         "--pose", required=True, nargs="+", action="extend", metavar="FILE", help="poses to generate, one image each"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="image to write; -1, -2, ... for several poses")
-    parser.add_argument("--side-by-side", action="store_true", help="write source, pose and result next to each other")
-    parser.add_argument("--batch", type=int, default=4, help="images generated at a time")
-    add_options(parser)
+    output.add_argument("--out", required=True, metavar="FILE", help="image to write; -1, -2, ... for several poses")
+    output.add_argument("--side-by-side", action="store_true", help="write source, pose and result next to each other")
+    output.add_argument("--batch", type=int, default=4, help="images generated at a time")
+    add_options(parser, output)
     options = parser.parse_args(argv)
 
     config = sampling_config(options)
@@ -219,7 +221,9 @@ def main(argv: list[str] | None = None) -> None:
     for first in range(0, len(outs), options.batch):
         part = slice(first, first + options.batch)
         seed = options.seed + first
-        pictures = generate(model, vae, photo, keypoints[part], config, size=options.size, seed=seed, progress=True)
+        pictures = generate(
+            model, vae, photo, keypoints[part], config, size=options.size, seed=seed, progress=terminal()
+        )
         for path, picture, joints in zip(outs[part], pictures, keypoints[part], strict=True):
             if options.side_by_side:
                 skeleton = pose_picture(torch.from_numpy(joints), (picture.height, picture.width))

@@ -13,10 +13,11 @@ C latent channels, h x w positions of the latents.
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,21 +34,19 @@ from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, STUDENT_SAMPLERS, Past
 from cfld.scheduler import Scheduler
-from cfld.tools.checks import described
+from cfld.tools.checks import described, is_number
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image, to_rgb, turned_upright
+from cfld.tools.progress import PATIENCE, terminal
 from cfld.vae import VAE
 
+T = TypeVar("T")
 SCALE_LIMIT = 100  # of guidance, either sign
 DECODED_PIXELS = 2**19  # decoded at a time: two images of 512x512, for which the decoder needs a GiB in half precision
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
 Photo = Image.Image | np.ndarray | str | os.PathLike[str]
 NoisePredictor = Callable[[Tensor, Tensor, Conditions], Tensor]  # a CFLD: (z_t, timesteps, conditions) -> noise_pred
 OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
-
-
-def _is_number(value: object, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,30 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0, math.inf)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.steps, numbers.Integral) or self.steps < 1:
+        if not is_number(self.steps, numbers.Integral) or self.steps < 1:
             raise UserError(f"steps must be a whole number of at least 1, found {str(self.steps)[:60]}")
         if self.sampler not in [*SAMPLERS, "turbo"]:
             raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, found {str(self.sampler)[:60]!r}")
         for name in ("pose_scale", "appearance_scale"):
             scale = getattr(self, name)
-            if not _is_number(scale) or not abs(scale) <= SCALE_LIMIT:
+            if not is_number(scale) or not abs(scale) <= SCALE_LIMIT:
                 limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
                 raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
         interval = self.guidance_interval
         if isinstance(interval, str) or not hasattr(interval, "__len__"):
             raise UserError(f"guidance_interval must be two numbers, found {str(interval)[:60]!r}")
-        if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
+        if not (len(interval) == 2 and all(map(is_number, interval)) and interval[0] <= interval[1]):
             found = " ".join(map(str, interval))
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
+
+    @classmethod
+    def of_options(cls, **fields: Any) -> "SamplingConfig":
+        """A config of the values of a command's options. Raises UserError, which names the option."""
+        try:
+            return cls(**fields)
+        except UserError as error:
+            field, _, rest = str(error).partition(" ")
+            raise UserError(f"--{field.replace('_', '-')} {rest}") from None
 
     def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
         """Raise UserError if steps exceed the schedule. name: how the error names the option."""
@@ -181,9 +189,16 @@ def draw_noise(shape: Sequence[int], generator: Generators, device: torch.device
     return torch.randn(tuple(shape), generator=generator, device=source).to(device)
 
 
-def decode(vae: VAE, latents: Tensor) -> Tensor:
+def bar(of: Sequence[T], title: str, unit: str, progress: bool | None, leave: bool = True) -> Iterable[T]:
+    """The same with a progress bar: at once, or, where progress is None, if a terminal listens and it takes more than
+    PATIENCE seconds."""
+    hidden, delay = (not terminal(), PATIENCE) if progress is None else (not progress, 0)
+    return tqdm(of, desc=title, unit=unit, disable=hidden, delay=delay, leave=leave)
+
+
+def decode(vae: VAE, latents: Tensor, progress: bool | None = False) -> Tensor:
     """latents (B, C, h, w) -> images (B, 3, 512, 512) in [-1, 1], in the VAE's dtype, a few at a time. Raises UserError
-    if there are latents that are not finite."""
+    if there are latents that are not finite. progress: as in denoise."""
     if not latents.isfinite().all():
         raise UserError(
             "the sampled latents must be finite numbers, found others: take another --precision, lower scales, or "
@@ -191,7 +206,7 @@ def decode(vae: VAE, latents: Tensor) -> Tensor:
         )
     at_a_time = max(DECODED_PIXELS // (latents.shape[-1] * vae.config.factor) ** 2, 1)
     parts = latents.to(next(vae.parameters())).split(at_a_time)
-    return torch.cat([vae.decode(part).clamp(-1, 1) for part in parts])
+    return torch.cat([vae.decode(part).clamp(-1, 1) for part in bar(parts, "decoding", "batch", progress, leave=False)])
 
 
 @torch.no_grad()
@@ -203,7 +218,7 @@ def denoise(
     *,
     generator: Generators = None,
     reference: Reference | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """From noise z_T to clean latents z_0 under Eq. 7, and y = D(z_0) (Sec. 3.3).
@@ -211,7 +226,8 @@ def denoise(
     conditions of B samples
     generator: one, or a list of one per image; None draws from torch's global generator
     reference: what to keep outside a mask; None keeps nothing
-    progress: whether to show a progress bar
+    progress: whether to show progress bars, on standard error; None: if it is a terminal, there is no on_step, and it
+        takes more than PATIENCE seconds
     on_step: called after each step; an exception that it raises ends the sampling
     -> images (B, 3, 512, 512) in [-1, 1], in the model's dtype
     Raises UserError if the VAE, the sampler or the number of steps does not fit the model, or the latents are not
@@ -235,7 +251,8 @@ def denoise(
         latents = reference.start(scheduler, latents, timesteps[0])
     past: Past = []
     pairs = list(pairwise([*timesteps, -1]))  # t_next = -1: clean latents
-    steps = tqdm(pairs, desc="sampling", unit="step", disable=not progress)
+    progress = False if progress is None and on_step is not None else progress
+    steps = bar(pairs, "sampling", "step", progress)
     for i, (t, t_next) in enumerate(steps):
         # Guided noise: Eq. 7.
         weights, branches = guided if lowest <= t <= highest else ([1.0], conditions)
@@ -254,7 +271,7 @@ def denoise(
             on_step(i, x_0)
     if reference is not None:
         latents = reference.paste(latents, reference.latents)
-    return decode(vae, latents)
+    return decode(vae, latents, progress)
 
 
 @torch.no_grad()
@@ -266,7 +283,7 @@ def sample(
     config: SamplingConfig = PAPER,
     *,
     generator: Generators = None,
-    progress: bool = False,
+    progress: bool | None = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Generate the people of source_images in the poses.
@@ -317,7 +334,7 @@ def check_size(size: tuple[int, int], name: str = "size") -> None:
     """Raise UserError unless pictures of this size (height, width) keep people's proportions. name: how the error names
     the size."""
     whole = hasattr(size, "__len__") and len(size) == 2
-    if not whole or not all(_is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
+    if not whole or not all(is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
         raise UserError(f"{name} must be height and width, whole numbers within 1 .. 8192, found {str(size)[:60]}")
     height, width = size
     if not same_shape(FRAME, size):
@@ -337,7 +354,7 @@ def generate(
     source_keypoints: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     on_step: OnStep | None = None,
 ) -> list[Image.Image]:
     """Generate the person of a photo in other poses.
@@ -349,7 +366,9 @@ def generate(
         (cfld.photos.retarget; for frames of a sequence call it first); None: the poses as they are
     size: height and width of the pictures, 16:11, by default 512x352, or 256x176 for a model of smaller images
     seed: of the first picture; the next has seed + 1, and so on
-    progress, on_step: as in denoise
+    progress: True or False, or None: bars if standard error is a terminal, there is no on_step, and it takes more than
+        PATIENCE seconds
+    on_step: as in denoise
     -> B pictures
     Raises UserError for a photo, keypoints, size or seed of another kind, shape or range.
     """
@@ -363,7 +382,7 @@ def generate(
             f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
-    if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
+    if not is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
         raise UserError(f"seed must be a whole number of at least 0 and below 2^63, found {str(seed)[:60]}")
     seed = int(seed)
     if source_keypoints is not None:

@@ -230,8 +230,10 @@ def open_data(options: TrainConfig, config: CFLDConfig) -> Data:
     sizes = config.image_size, config.source_size
     pairs = open_pairs(options.data, "train", *sizes)
     if options.cache:
-        if not (isinstance(pairs, FashionPairs) and options.init):
-            raise UserError(f"--cache needs --init and a folder as --data, found --data {options.data}")
+        if not options.init:
+            raise UserError("--cache must be given with --init, whose VAE made it, found no --init")
+        if not isinstance(pairs, FashionPairs):
+            raise UserError(f"--cache is of the photos of a folder, found --data {options.data}: leave it out")
         expected = manifest(pairs, Path(options.init) / "vae.safetensors")
         pairs.cache = Cache(options.cache, expected, pairs.photos)
     if len(pairs) < options.global_batch:

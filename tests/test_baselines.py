@@ -532,11 +532,11 @@ def test_a_folder_for_b2_holds_clip_and_no_swin(
     rest = ["--unet", public["unet"], "--vae", public["vae"], "--out", tmp_path / "start"]
     b2 = ["init", "--config", small_folders / "B2" / "config.json"]
     main = cfld.convert.__main__.main
-    fails(main, *b2, *rest, words=["B2 needs --clip FILE", "weights/README.md"])
-    fails(main, "init", "--config", small_json, "--ablation", "B2", *rest, words=["B2 needs --clip FILE"])
-    fails(main, *b2, "--clip", public["clip"], "--swin", public["swin"], *rest, words=["no --swin"])
+    fails(main, *b2, *rest, words=["--clip must be given, the source encoder of B2", "weights/README.md"])
+    fails(main, "init", "--config", small_json, "--ablation", "B2", *rest, words=["--clip must be given"])
+    fails(main, *b2, "--clip", public["clip"], "--swin", public["swin"], *rest, words=["--swin must be left out"])
     fails(main, "init", "--config", small_json, "--clip", public["clip"], *rest,
-          words=["needs --swin FILE and no --clip"])  # fmt: skip
+          words=["--clip must be left out", "--swin"])  # fmt: skip
     fails(main, *b2, "--clip", public["unet"], *rest, words=["must hold a CLIPImageEncoder, found a UNet"])
     assert not (tmp_path / "start").exists()
 

@@ -364,6 +364,43 @@ def test_edit_of_a_photo_of_any_size_leaves_its_other_pixels_alone(folder: Path,
     assert not changed.any()
 
 
+@torch.no_grad()
+def test_a_soft_edge_changes_only_the_inside_of_the_masks_border() -> None:
+    model, vae = small_model()
+    hard, soft = (
+        edit(model, vae, SOURCE, REFERENCE, MASK, POSE, THREE, generator=seeded(), feather=feather)
+        for feather in (0, 5)
+    )
+    assert torch.equal(hard, edit(model, vae, SOURCE, REFERENCE, MASK, POSE, THREE, generator=seeded()))
+    band = MASK.clone()
+    band[..., 45:95, 35:65] = False  # deeper than 5 pixels
+    band = band.expand_as(hard)
+    assert torch.equal(soft[~band], hard[~band]) and (soft - hard)[band].abs().mean() > 0.01
+    between = torch.minimum(hard, REFERENCE) - 1e-6, torch.maximum(hard, REFERENCE) + 1e-6
+    assert (soft >= between[0]).all() and (soft <= between[1]).all()
+
+
+@pytest.mark.parametrize("size", [(), ("--size", "128x88")])
+def test_the_command_has_a_soft_edge_that_can_be_switched_off(
+    folder: Path, mask: Path, tmp_path: Path, size: tuple[str, ...], fails
+) -> None:
+    argv = ["edit", *common(folder), "--source", PHOTOS[1], "--reference", PHOTOS[0], "--pose", POSES[0], *size]
+    argv += ["--mask", mask, "--out"]
+    made = {}
+    for name, more in (("default", ()), ("4", ("--feather", 4)), ("hard", ("--feather", 0))):
+        assert main([str(a) for a in [*argv, tmp_path / f"{name}.png", *more]]) == 0
+        made[name] = np.asarray(Image.open(tmp_path / f"{name}.png"), int)
+    assert np.array_equal(made["default"], made["4"])  # 1/64 of 256
+    changed = (made["4"] != made["hard"]).any(axis=-1)
+    part = np.s_[84:156, 64:116] if not size else np.s_[45:75, 35:55]  # deeper than 4 pixels of the photo
+    assert changed.any() and not changed[part].any()
+    whole = np.s_[80:160, 60:120] if not size else np.s_[37:83, 27:64]
+    changed[whole] = False
+    assert not changed.any()
+    fails(main, *argv, tmp_path / "x.png", "--feather", -1, words=["--feather must be within 0 .. 8192", "found -1"])
+    fails(main, *argv, tmp_path / "x.png", "--feather", "nan", words=["--feather", "found nan"])
+
+
 def test_interpolate_begins_and_ends_with_what_the_plain_command_paints(folder: Path, tmp_path: Path) -> None:
     pose = ["--appearance-scale", 20, "--pose", POSES[0], "--out"]  # so that random weights follow the source visibly
     argv = ["interpolate", *common(folder), "--source", PHOTOS[0], "--source", PHOTOS[1], *pose, tmp_path / "i.gif",

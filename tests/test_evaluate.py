@@ -325,8 +325,8 @@ def test_two_folders_are_paired_by_name(small: Path, weights: Path, tmp_path: Pa
 
 def test_options_that_exclude_each_other_are_refused(small: Path, tmp_path: Path, fails) -> None:
     out = ("--out", tmp_path / "out")
-    fails(main, "--ground-truth", *out, words=["either --data"])
-    fails(main, "--ground-truth", "--truth", small, *out, words=["--truth goes with --pred"])
+    fails(main, "--ground-truth", *out, words=["--data must be given"])
+    fails(main, "--ground-truth", "--truth", small, *out, words=["--truth must be given with --pred"])
     fails(main, "--ground-truth", "--data", small, "--limit", 4, *out, words=["within 1 .. 3", "found 4"])
     fails(main, "--ground-truth", "--data", small, "--name", "empty backdrop", *out, words=["--name must not be"])
     (tmp_path / "out").mkdir()

@@ -338,7 +338,7 @@ def test_nobody_there_and_a_server_that_says_nothing_are_one_line(argv, server, 
     monkeypatch.setattr(download, "TIMEOUT", 0.05)
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        fails(main, *argv[:-1], f"http://127.0.0.1:{silent.getsockname()[1]}", words=["timed out"])
+        fails(main, *argv[:-1], f"http://127.0.0.1:{silent.getsockname()[1]}", words=["no answer in time"])
     server.close()
     fails(main, *argv, words=["refused"])
 

@@ -20,6 +20,7 @@ from conftest import MICRO
 from PIL import Image
 from references import DATA
 from safetensors.torch import load_file, save_file
+from test_mistakes import ours
 
 import cfld
 from cfld.baselines import read_config, to_dict
@@ -136,8 +137,9 @@ def refused_or_read(read: Callable[[], object], where: str) -> bool:
         return True
     except ValueError as error:  # UserError is one
         text = " ".join(str(error).split())
-        assert type(error) is cfld.UserError, (where, repr(error))
+        assert isinstance(error, cfld.UserError), (where, repr(error))
         assert text and len(text) < 1500 and "Traceback" not in text, (where, text[:300])
+        ours(error)
         return False
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from cfld.people import __main__ as people
 from cfld.photos import __main__ as photos
 from cfld.playground import __main__ as playground
 from cfld.tools import plot
+from cfld.training.options import GROUPS, Request, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 MAINS = {m.__name__: m.main for m in (
@@ -64,6 +66,23 @@ def test_every_argument_has_a_help_text_of_one_line(name: str) -> None:
             assert action.help, f"{parser.prog}: {action.dest}"
             text = parser._get_formatter()._expand_help(action)
             assert len(text) <= 80, f"{parser.prog}: {len(text)} characters: {text}"
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_long_help_is_in_groups_with_titles(name: str) -> None:
+    for parser in parsers(MAINS[name]):
+        for group in parser._action_groups:
+            named = group.title not in ("options", "positional arguments")
+            assert len(group._group_actions) <= (12 if named else 8), f"{parser.prog}: {group.title} is too long"
+            assert group.title and len(group.title) <= 80
+
+
+def test_every_option_of_the_training_is_in_one_group_that_says_what_it_is_for() -> None:
+    names = [name for names in GROUPS.values() for name in names]
+    fields = {f.name for kind in (TrainConfig, Request) for f in dataclasses.fields(kind)}
+    assert len(names) == len(set(names)) and set(names) == fields
+    (parser,) = parsers(train.main)
+    assert [group.title for group in parser._action_groups if group._group_actions][1:] == list(GROUPS)
 
 
 def test_a_default_of_zero_is_shown() -> None:

@@ -16,7 +16,8 @@ from cfld.data.own_photos import make_pairs
 from cfld.edit.__main__ import main as edit_main
 from cfld.photos import preview
 from cfld.photos.__main__ import main as preview_main
-from cfld.photos.crop import Crop, border_colour, fit, fitted, whole
+from cfld.photos.crop import FEATHER, Crop, border_colour, fit, fitted, whole
+from cfld.photos.feather import depth, ramp
 from cfld.photos.keypoints import joints_on, read_annotations, read_joints, read_pose
 from cfld.pose import FRAME, JOINT_COLOURS, JOINTS
 from cfld.sampling import SamplingConfig
@@ -377,3 +378,56 @@ def test_a_single_joint_is_not_taken_for_a_whole_person() -> None:
 def test_a_panorama_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(UserError, match="at most 134,217,728 pixels, found 20009x29104 around a photo of 20000x2000"):
         fitted(Image.new("L", (20000, 2000)))
+
+
+def test_a_soft_edge_rises_from_the_border_to_its_width_and_no_further() -> None:
+    inside = np.zeros((30, 40), bool)
+    inside[5:25, 8:32] = True
+    for width in (0, 1, 4, 7.5):
+        weights = ramp(inside, width)
+        assert (weights[~inside] == 0).all() and (weights[inside] > 0).all()
+        row = weights[15, 8:20]
+        assert np.allclose(row, np.minimum(np.arange(1, 13) / (min(width, 5) + 1), 1))  # 5 is half the mask's depth
+        assert np.array_equal(weights, weights[::-1]) and np.array_equal(weights[:, 8:32], weights[:, 8:32][:, ::-1])
+    assert np.array_equal(ramp(inside, 0), inside)
+
+
+def test_the_depth_in_a_mask_is_the_way_to_the_next_pixel_outside() -> None:
+    inside = np.random.default_rng(0).random((12, 9)) < 0.9
+    outside = np.argwhere(~inside)
+    for place in np.ndindex(inside.shape):
+        assert depth(inside)[place] == np.abs(outside - place).sum(axis=1).min()
+    assert np.isinf(depth(np.ones((3, 4), bool))).all() and not depth(np.zeros((3, 4), bool)).any()
+
+
+def test_a_thin_mask_is_whole_in_its_middle_and_one_to_the_photos_edge_is_hard_there() -> None:
+    thin = np.zeros((20, 20), bool)
+    thin[9:12] = True
+    assert (ramp(thin, 100)[10] == 1).all() and ramp(thin, 100)[9].max() < 1
+    left = np.zeros((20, 20), bool)
+    left[:, :10] = True
+    assert (ramp(left, 4)[:, :5] == 1).all() and (ramp(np.ones((5, 5), bool), 4) == 1).all()
+
+
+def test_a_pasted_window_has_a_soft_edge_unless_switched_off() -> None:
+    photo, image, crop = (
+        Image.new("RGB", (200, 400), "black"),
+        Image.new("RGB", (110, 160), "white"),
+        Crop(40, 50, 160, 110),
+    )
+    hard = pixels(crop.paste(photo, image, feather=0))
+    assert (
+        set(np.unique(hard)) == {0, 255} and (hard[40:200, 50:160] == 255).all() and hard.sum() == 255 * 3 * 160 * 110
+    )
+    soft = pixels(crop.paste(photo, image))
+    width = round(FEATHER * 160)
+    changed = (soft != hard).any(axis=2)
+    assert changed[40:200, 50:160].any() and not changed[40 + width : 200 - width, 50 + width : 160 - width].any()
+    changed[40:200, 50:160] = False
+    assert not changed.any()
+    steps = np.abs(np.diff(soft[120, :, 0].astype(int)))
+    assert steps.max() <= 255 / (width + 1) + 1
+    assert np.array_equal(
+        pixels(whole((160, 110)).paste(image, Image.new("RGB", (110, 160), "red"))),
+        pixels(Image.new("RGB", (110, 160), "red")),
+    )

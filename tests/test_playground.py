@@ -151,9 +151,9 @@ BAD_POSES = {
     "people who are none": ('{"people": [3]}', ["found 0"]),
     "another object": ("{}", ["must have people"]),
     "a number": ("5", ["array of joints must be"]),
-    "nothing": ("", ["must be JSON"]),
-    "no JSON": ("hello", ["must be JSON"]),
-    "a deep nest": ("[" * 200_000, ["must be JSON"]),
+    "nothing": ("", ["not JSON"]),
+    "no JSON": ("hello", ["not JSON"]),
+    "a deep nest": ("[" * 200_000, ["not JSON"]),
     "a larger picture": (json.dumps([[300, 400, 1]] * 18), ["give pose-size WxH"]),
 }
 
@@ -227,7 +227,7 @@ def test_a_bad_pose_is_answered_with_a_reason_and_the_server_lives_on(server: Pl
     status, answer = ask(server, "/paint", order(pose=pose))
     assert status == 400
     status, answer = ask(server, "/pose", {"text": json.dumps(POSE), "pose_size": "", "person": 0, "min_confidence": 0})
-    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(POSE, layout="openpose"))
+    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(POSE, layout="openpose")[:, ::-1])
 
 
 def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> None:
@@ -235,7 +235,7 @@ def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> Non
     status, answer = ask(
         server, "/pose", {"text": json.dumps(people.tolist()), "pose_size": "300x400", "person": 1, "min_confidence": 0}
     )
-    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(people, (400, 300), 1))
+    assert status == 200 and np.allclose(answer["keypoints"], keypoints_from(people, (400, 300), 1)[:, ::-1])
     for pose_size, person, words in (
         ("300", 0, "pose-size"),
         ("1x1", 0, "must lie in an image of 1x1"),
@@ -247,6 +247,45 @@ def test_a_pose_is_read_as_the_command_reads_it(server: PlaygroundServer) -> Non
             {"text": json.dumps(people.tolist()), "pose_size": pose_size, "person": person, "min_confidence": 0},
         )
         assert status == 400 and words in answer["error"]
+
+
+def test_coordinates_have_one_order_so_each_answer_can_be_asked_with(server: PlaygroundServer) -> None:
+    text = json.dumps(POSE)
+    _, answer = ask(server, "/pose", {"text": text, "pose_size": "", "person": 0, "min_confidence": 0})
+    assert np.allclose(answer["keypoints"][0], JOINT_NUMBERS[:2]) and answer["keypoints"][0][0] == 60  # x
+    presets = ask(server, "/settings")[1]["presets"]
+    for pose in (answer["keypoints"], *presets.values()):
+        again = ask(server, "/pose", {"text": json.dumps(pose), "pose_size": "", "person": 0, "min_confidence": 0})[1]
+        assert np.allclose(again["keypoints"], pose)
+        asked = read_paint_request(json.dumps(order(pose=pose)).encode(), server.model).keypoints
+        assert np.allclose(asked[:, ::-1], pose)
+
+
+def test_an_error_says_what_it_is_in(server: PlaygroundServer) -> None:
+    bad = base64.b64encode(BAD_PHOTOS["half a JPEG"][0]).decode()
+    text = {"text": "{}", "pose_size": "", "person": 0, "min_confidence": 0}
+    for path, body, about in (
+        ("/photo", b"x", "photo"),
+        ("/photo", b"\xff\xd8" + bytes(PHOTO_LIMIT), "photo"),
+        ("/people/x.png", None, "photo"),
+        ("/pose", text, "pose"),
+        ("/paint", order(photo=bad), "photo"),
+        ("/paint", order(photo="*"), "photo"),
+        ("/paint", order(pose={}), "pose"),
+        ("/paint", order(source_pose={}), "pose"),
+        ("/paint", order(steps=0), "paint"),
+        ("/paint", order(seeds=3), "paint"),
+    ):
+        status, answer = ask(server, path, body)
+        assert status >= 400 and answer["about"] == about, (path, answer)
+
+
+def test_each_field_of_the_requests_is_documented(server: PlaygroundServer) -> None:
+    page = (Path(cfld.__file__).parents[1] / "docs" / "playground.md").read_text()
+    interface = page[page.index("## The HTTP interface") :]
+    fields = [*order(), "source_pose", "text", "pose_size", "person", "min_confidence", "keypoints", "waiting", "step"]
+    fields += ["preview", "picture", "error", "about", *ask(server, "/settings")[1]]
+    assert [field for field in fields if f"`{field}`" not in interface] == []
 
 
 @pytest.mark.parametrize(
@@ -296,7 +335,7 @@ def test_what_the_page_offers_can_be_painted(server: PlaygroundServer) -> None:
     for keypoints in settings["presets"].values():
         joints = np.array(keypoints)
         assert joints.shape == (18, 2) and (joints >= 0).all(axis=1).sum() >= 8
-        assert (joints < settings["frame"]).all()
+        assert (joints < [settings["frame"]["width"], settings["frame"]["height"]]).all()
     status, person = ask(server, "/people/5.png")
     assert status == 200 and Image.open(io.BytesIO(person)).size == (176, 256)
 
@@ -307,8 +346,8 @@ def test_a_pose_is_retargeted_to_the_pose_in_the_photo(server: PlaygroundServer)
         assert status == 200
         return picture_in(json.loads(lines.splitlines()[-1])["picture"])
 
-    walking, standing = (np.array(server.settings["presets"][name])[:, ::-1] for name in ("walking", "standing"))
-    asked = np.where(walking >= 0, walking, 0).tolist()
+    walking, standing = (np.array(server.settings["presets"][name]) for name in ("walking", "standing"))
+    asked = walking.tolist()
     own = np.where(standing >= 0, standing * [0.8, 1] + [0, 40], 0).clip(0, [175, 255]).tolist()
     pose = read_paint_request(json.dumps(order(pose=asked)).encode(), server.model).keypoints
     request = read_paint_request(json.dumps(order(pose=asked, source_pose=own)).encode(), server.model)
@@ -409,20 +448,22 @@ def test_a_failure_is_told_and_the_server_lives_on(
     server: PlaygroundServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*args: object, **settings: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
 
     with monkeypatch.context() as patch:
         patch.setattr("cfld.playground.server.generate", fail)
         status, answer = ask(server, "/paint", order())
-    assert status == 200 and json.loads(answer) == {"error": "painting failed: out of memory"}
-    assert "RuntimeError: out of memory" in capfd.readouterr().err
+    assert status == 200
+    assert json.loads(answer) == {"error": "painting failed: there is not enough memory for 64 bytes more"}
+    assert "RuntimeError: [enforce fail]" in capfd.readouterr().err
     assert b"picture" in ask(server, "/paint", order())[1]
 
 
 def test_mistakes_of_the_command_are_one_line(
     server: PlaygroundServer, micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails
 ) -> None:
-    fails(main, "--model", micro_folder, "--port", server.server_port, words=[str(server.server_port), "--port"])
+    fails(main, "--model", tmp_path / "none", "--port", server.server_port,  # which would be found later
+          words=[f"--port {server.server_port} cannot be used (Address already in use)"])  # fmt: skip
     fails(main, "--model", micro_folder, "--port", 80, words=["1024 .. 65535, found 80"])
     fails(main, "--model", tmp_path / "none", words=["no such model folder"])
     monkeypatch.setattr("cfld.folder.resources.files", lambda package: tmp_path / package)
@@ -455,6 +496,11 @@ def saved_pose(page, folder: Path) -> np.ndarray:
     assert download.value.suggested_filename == "pose.json"
     download.value.save_as(folder / "pose.json")
     return read_pose(str(folder / "pose.json"))
+
+
+def alerts_in(page, section: str):
+    """What a section of the page says is wrong."""
+    return page.get_by_role("region", name=section).get_by_role("alert")
 
 
 def joint(page, name: str):
@@ -592,18 +638,24 @@ def test_bad_files_are_explained_on_the_page_and_the_next_good_one_is_taken(
     for data, _, words in BAD_PHOTOS.values():
         (tmp_path / "photo.png").write_bytes(data)
         page.set_input_files("#photo-file", tmp_path / "photo.png")
-        page.get_by_role("alert").filter(has_text=words[0]).wait_for()
-        page.evaluate("document.getElementById('problem').textContent = ''")
+        alerts_in(page, "1. A photo").filter(has_text=words[0]).wait_for()
+        page.evaluate("document.getElementById('photo-problem').textContent = ''")
     for text, words in BAD_POSES.values():
         (tmp_path / "pose.json").write_text(text)
         page.get_by_label("Load pose").set_input_files(tmp_path / "pose.json")
-        page.get_by_role("alert").filter(has_text=words[0]).wait_for()
-        page.evaluate("document.getElementById('problem').textContent = ''")
+        alerts_in(page, "2. A pose").filter(has_text=words[0]).wait_for()
+        page.evaluate("document.getElementById('pose-problem').textContent = ''")
     page.get_by_role("button", name="Paint").click()
-    page.get_by_text("Choose a photo first.").wait_for()
+    alerts_in(page, "1. A photo").filter(has_text="Choose a photo first.").wait_for()
     page.set_input_files("#photo-file", PHOTO)
     page.get_by_alt_text("the photo").wait_for()
-    assert page.locator("#problem").inner_text() == ""
+    page.get_by_label("Steps").fill("5000")
+    page.get_by_role("button", name="Paint").click()
+    alerts_in(page, "3. The picture").filter(has_text="steps must be within 1 .. 999, found 5000").wait_for()
+    assert [place.inner_text() for place in page.locator(".problem").all()].count("") == 2
+    page.get_by_label("Load pose").set_input_files(tmp_path / "pose.json")
+    alerts_in(page, "2. A pose").filter(has_text=words[0]).wait_for()
+    assert page.locator("#problem").inner_text() == ""  # which is of what was asked before
 
 
 @pytest.mark.browser

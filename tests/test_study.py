@@ -205,7 +205,7 @@ def test_mistakes_are_one_line_and_overwrite_nothing(
     fails(main, *make, ours, f"x={tmp_path / 'none'}", words=["none: no such folder of results"])
     fails(main, *make, ours, words=["two methods or more", "--compared 0"])
     fails(main, *make, ours, second, "--judged", 5, words=["14 different targets", "found 10"])
-    fails(main, *make, ours, second, "--judged", 0, "--compared", 0, words=["not both 0"])
+    fails(main, *make, ours, second, "--judged", 0, "--compared", 0, words=["--judged 0 and --compared 0"])
     fails(main, *make, ours, f"empty={tmp_path}", words=[str(tmp_path), "_vis", "_to_"])
     fails(main, *make[:3], "--out", tmp_path / "s.htm", ours, second, words=["must end in .html"])
     assert list(tmp_path.iterdir()) == []

@@ -89,5 +89,5 @@ def read_config(path: str | Path) -> CFLDConfig:
         return from_dict(read_json(path))
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from None

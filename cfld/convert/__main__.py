@@ -32,7 +32,7 @@ from cfld.convert.fetch import FOLDER, add_fetch, fetch, use_fetched
 from cfld.convert.load import load_clip, load_official, load_swin, load_unet, load_vae
 from cfld.folder import load, save
 from cfld.tools.card import LOAD_STUDENT, model_card, read_card, training_card
-from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed
+from cfld.tools.cli import UserError, command, command_parser, in_words, parse_seed
 from cfld.tools.files import atomic, write_text
 from cfld.training.options import checked_options, saved_options
 from cfld.training.stages import checkpoint_model
@@ -44,18 +44,18 @@ def init(options: argparse.Namespace) -> None:
     if options.ablation:
         config = ablation(config, options.ablation)
     unet_path, vae_path = options.unet or options.sd, options.vae or options.sd
-    if unet_path is None or vae_path is None:
+    if missing := [name for name, path in (("--unet", unet_path), ("--vae", vae_path)) if path is None]:
         raise UserError(
-            "a UNet and a VAE are needed: give --unet and --vae, or --sd for the single file that holds both; or "
-            "get them by python -m cfld.convert fetch sd15"
+            f"{in_words(missing)} must be given (or --sd, the single file that holds UNet and VAE): python -m "
+            "cfld.convert fetch sd15 gets the files"
         )
     of_clip = isinstance(config, B2Config)
     needed, other = ("clip", "swin") if of_clip else ("swin", "clip")
-    if not getattr(options, needed) or getattr(options, other):
-        raise UserError(
-            f"{'B2' if of_clip else 'a model other than B2'} needs --{needed} FILE and no --{other}: "
-            f"weights/README.md says where the file comes from"
-        )
+    which = "B2" if of_clip else "a model other than B2"
+    if getattr(options, other):
+        raise UserError(f"--{other} must be left out: the source encoder of {which} is --{needed}")
+    if not getattr(options, needed):
+        raise UserError(f"--{needed} must be given, the source encoder of {which}: weights/README.md says where it is")
     vae, unet = load_vae(vae_path, config.vae), load_unet(unet_path, config.unet)
     source_encoder: nn.Module
     if isinstance(config, B2Config):
@@ -117,16 +117,21 @@ def main(argv: list[str] | None = None) -> None:
     config_help = "a config.json with other widths (default: SD 1.5 / CFLD)"
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         return made
 
     sub = add("init", init, "Make a model folder to train from.")
-    sub.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
-    sub.add_argument("--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse")
-    sub.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
-    sub.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
-    sub.add_argument("--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors")
+    files = sub.add_argument_group("public files (default: where fetch has put them)")
+    files.add_argument("--unet", metavar="FILE", help="SD 1.5's unet/diffusion_pytorch_model.safetensors")
+    files.add_argument(
+        "--vae", metavar="FILE", help="SD 1.5's vae/diffusion_pytorch_model.safetensors, or sd-vae-ft-mse"
+    )
+    files.add_argument("--sd", metavar="FILE", help="v1-5-pruned-emaonly.safetensors, instead of --unet and --vae")
+    files.add_argument("--swin", metavar="FILE", help="Swin-B, 384 pixels: Microsoft's, timm's or transformers'")
+    files.add_argument(
+        "--clip", metavar="FILE", help="instead of Swin, for B2: clip-vit-large-patch14/model.safetensors"
+    )
     sub.add_argument("--ablation", choices=ABLATIONS, help="a baseline of Table 3 instead of the full model")
     sub.add_argument("--seed", type=parse_seed, default=0, help="of freshly initialised weights")
 

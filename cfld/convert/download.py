@@ -32,6 +32,7 @@ from tqdm import tqdm
 import cfld
 from cfld.tools.cli import UserError
 from cfld.tools.files import writing
+from cfld.tools.reasons import reason
 from cfld.tools.sums import record_sum
 
 T = TypeVar("T")
@@ -145,10 +146,10 @@ def failure(url: str, error: Exception) -> Exception:
             advice = f"it has moved; try another --endpoint, or {advice}"
         host = urlsplit(error.url or url).hostname
         return UserError(f"{shown(url)}: {host} answers {error.code} {error.reason}: {advice}")
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return UserError(f"{shown(url)}: the server's certificate cannot be verified ({reason})")
-    return Interrupted(str(reason) or type(reason).__name__)
+    fault = getattr(error, "reason", error)
+    if isinstance(fault, ssl.SSLCertVerificationError):
+        return UserError(f"{shown(url)}: the server's certificate cannot be verified ({fault.verify_message})")
+    return Interrupted(fault if isinstance(fault, str) else reason(fault))
 
 
 @contextlib.contextmanager
@@ -189,7 +190,7 @@ def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             block = response.read1(BLOCK)
         except (OSError, http.client.HTTPException) as error:
-            raise Interrupted(str(error) or type(error).__name__) from None
+            raise Interrupted(reason(error)) from None
         if not block:
             return
         yield block
@@ -315,14 +316,14 @@ def patiently(url: str, act: Callable[[], T], progress: Callable[[], int]) -> T:
         try:
             return act()
         except Interrupted as error:
-            reason, wait = str(error), error.wait
+            fault, wait = str(error), error.wait
         idle = 0 if progress() > furthest else idle + 1
         furthest = max(furthest, progress())
         if idle == ATTEMPTS or wait > LONGEST_WAIT:
             when = f"in {wait:.0f} seconds" if wait > LONGEST_WAIT else "later"
-            raise UserError(f"{shown(url)}: {reason}; try again {when}, it goes on after {gigabytes(progress())}")
+            raise UserError(f"{shown(url)}: {fault}; try again {when}, it goes on after {gigabytes(progress())}")
         wait = max(wait, min(2**idle, 60) / 2)
-        tqdm.write(f"{shown(url)}: {reason}; trying again in {wait:.3g} s", file=sys.stderr)
+        tqdm.write(f"{shown(url)}: {fault}; trying again in {wait:.3g} s", file=sys.stderr)
         sleep(wait)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cfld.convert.download import ask, begun, check_room, download, gigabytes
-from cfld.tools.cli import HelpFormatter, UserError
+from cfld.tools.cli import UserError
 from cfld.tools.files import alone_in, sha256
 from cfld.tools.sums import check_sums, record_sum, recorded_sum
 
@@ -207,7 +207,7 @@ def use_fetched(options: argparse.Namespace) -> None:
 
 def add_fetch(commands: Any) -> None:
     """Add the sub-command."""
-    sub = commands.add_parser("fetch", help="download public files", description=__doc__, formatter_class=HelpFormatter)
+    sub = commands.add_parser("fetch", help="download public files", description=__doc__)
     names = (*FILES, "cfld")
     sub.add_argument("names", nargs="+", choices=names, metavar="NAME", help="what to fetch (see --dry-run)")
     sub.add_argument("--to", type=Path, default=FOLDER, metavar="DIR", help="where files go")

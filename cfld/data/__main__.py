@@ -21,7 +21,7 @@ from cfld.data.deepfashion import prepare
 from cfld.data.encode import write_cache
 from cfld.data.own_photos import make_pairs
 from cfld.photos.keypoints import add_layout_option
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, HelpFormatter, UserError, command, command_parser, pick_device
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, pick_device
 
 
 @command
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, dest="command", metavar="prepare | pairs | cache")
 
     def add(name: str, text: str, root: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made = commands.add_parser(name, help=text, description=text)
         made.add_argument("root", metavar="ROOT", type=Path, help=root)
         return made
 

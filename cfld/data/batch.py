@@ -167,8 +167,7 @@ def lost_worker(advice: str) -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a worker that loads photos was ended from outside, perhaps for lack of memory ({str(error)[:80]}): "
-            f"{advice}"
+            f"a worker that loads photos was ended from outside, perhaps for lack of memory: {advice}"
         ) from None
 
 

@@ -36,6 +36,7 @@ from cfld.edit.edit import edit, generate_frames, in_poses, interpolated
 from cfld.model import CFLD, Conditions
 from cfld.photos.clip import pose_files, read_clip
 from cfld.photos.crop import fit, fitted
+from cfld.photos.feather import blend
 from cfld.photos.keypoints import joints_on, pose_settings
 from cfld.photos.pixels import picture_grid, to_pictures, to_range, to_square
 from cfld.photos.retarget import retarget
@@ -51,10 +52,12 @@ from cfld.sample import (
     sampling_config,
 )
 from cfld.sampling import SamplingConfig, default_size, pose_tensor, source_tensor
-from cfld.tools.cli import HelpFormatter, UserError, command, command_parser
+from cfld.tools.cli import UserError, command, command_parser
 from cfld.tools.pictures import read_image, save_image
+from cfld.tools.progress import terminal
 from cfld.vae import VAE
 
+FEATHER = 1 / 64  # of the crop's height: the soft edge inside a mask
 TILE = (128, 88)  # height and width of a tile of attention maps
 
 
@@ -89,20 +92,25 @@ def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: i
 def run_edit(options: argparse.Namespace) -> None:
     config, out = sampling_config(options), Path(options.out)
     check_outs([out], options)
+    if options.feather is not None and not 0 <= options.feather <= 8192:
+        raise UserError(f"--feather must be within 0 .. 8192 pixels, found {options.feather:g}")
     photo, reference = (read_image(path, upright=True) for path in (options.source, options.reference))
     mask = read_mask(options.mask, reference)
     joints = joints_on(reference, options.pose, **pose_settings(options))
     crop = fit((reference.height, reference.width), joints)
     top, left, height, width = (int(x) for x in (crop.top, crop.left, crop.height, crop.width))
     white = np.asarray(mask) > 0
-    inside = np.count_nonzero(white[max(top, 0) : top + height, max(left, 0) : left + width])
-    if beyond := np.count_nonzero(white) - inside:
+    inside = np.zeros_like(white)  # of the crop, too
+    part = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
+    inside[part] = white[part]
+    if beyond := np.count_nonzero(white) - np.count_nonzero(inside):
         found = f"{beyond} of its {np.count_nonzero(white)} white pixels are outside the crop around the person"
-        if not inside:
+        if not inside.any():
             raise UserError(f"{options.mask}: the mask must be white on the person, found that {found}")
         print(f"{options.mask}: {found}; they stay as they are")
     model, vae = open_model(options, config)
     size, device = model.config.image_size, model.null_prompt.device
+    feather = FEATHER * height if options.feather is None else options.feather
     images = edit(
         model,
         vae,
@@ -112,11 +120,12 @@ def run_edit(options: argparse.Namespace) -> None:
         pose_tensor(model, crop.to_frame(joints)[None]),
         config,
         generator=torch.Generator().manual_seed(options.seed),
-        progress=True,
+        progress=terminal(),
+        feather=0 if options.size is None else feather * size / height,
     )
     picture = to_pictures(images, options.size or default_size(size))[0]
     if options.size is None:  # keep the reference's own pixels outside the mask
-        picture = Image.composite(crop.paste(reference, picture), reference, mask)
+        picture = blend(reference, crop.paste(reference, picture, feather=0), inside, feather)
     save_image(out, picture)
     print(f"wrote {out}")
 
@@ -131,7 +140,7 @@ def write_frames(
 ) -> None:
     """Generate a frame for each sample of the parts and write all under each name."""
     size = options.size or default_size(model.config.image_size)
-    generated = generate_frames(model, vae, parts, config, seed=options.seed, progress=True)
+    generated = generate_frames(model, vae, parts, config, seed=options.seed, progress=terminal())
     frames = [frame for images in generated for frame in to_pictures(images, size)]
     for out in outs:
         save_frames(out, frames, options.fps, options.across)
@@ -219,7 +228,7 @@ def run_attention(options: argparse.Namespace) -> None:
         with torch.no_grad():
             conditions = model.condition(source_image, pose_tensor(model, keypoints))
         with token_maps(model, 1) as tokens:
-            (images,) = generate_frames(model, vae, [conditions], config, seed=options.seed, progress=True)
+            (images,) = generate_frames(model, vae, [conditions], config, seed=options.seed, progress=terminal())
         rows += sheet_rows(to_pictures(images, TILE)[0], "generated", queries, {"UNet": tokens[0]})
     save_image(out, picture_grid(list(itertools.zip_longest(*rows)), "white"))
     print(f"wrote {out}")
@@ -231,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, act: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(act=act)
         return made
 
@@ -243,6 +252,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     edit.add_argument("--pose", required=True, metavar="FILE", help="pose of the person in the reference")
     edit.add_argument("--out", required=True, metavar="FILE", help="image to write")
+    edit.add_argument(
+        "--feather",
+        type=float,
+        metavar="PIXELS",
+        help="soft edge inside the mask; 0 = hard (default: 1/64 of the crop's height)",
+    )
 
     text = "Interpolate between the styles of two sources, in one pose and from the same noise (Fig. 6b)."
     interpolate = add("interpolate", run_interpolate, text)
@@ -251,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     interpolate.add_argument("--frames", type=int, default=8, help="number of frames, both ends included")
 
     sequence = add("sequence", run_sequence, "Generate one person in many poses from the same noise.")
-    add_source_options(sequence)
+    add_source_options(sequence.add_argument_group("the person"))
     sequence.add_argument(
         "--pose",
         required=True,
@@ -279,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     attention.add_argument("--out", required=True, metavar="FILE", help="sheet to write")
 
     for made in (edit, interpolate, sequence, attention):
-        add_options(made, sized=made is not attention)
+        add_options(made, made.add_argument_group("output"), sized=made is not attention)
     options = parser.parse_args(argv)
     options.act(options)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfld.model import CFLD, Conditions
+from cfld.photos.feather import ramp
 from cfld.sampling import PAPER, Generators, Reference, SamplingConfig, denoise, pose_tensor
 from cfld.vae import VAE
 
@@ -26,7 +27,8 @@ def edit(
     config: SamplingConfig = PAPER,
     *,
     generator: Generators = None,
-    progress: bool = False,
+    progress: bool | None = False,
+    feather: float = 0,
 ) -> Tensor:
     """Style transfer (Fig. 6a): generate the source's clothes in a part of the reference.
 
@@ -36,6 +38,7 @@ def edit(
         are generated as a whole
     poses (1, 21, 256, 256) in [0, 1]: the pose of the person in the reference
     generator, progress: as in cfld.sampling.denoise
+    feather: pixels of the image inside the mask's border over which the reference fades into what is generated
     -> images (1, 3, 512, 512) in [-1, 1] in float32: generated inside the mask, the reference itself outside
     """
     place = model.device, model.dtype
@@ -45,7 +48,9 @@ def edit(
         reference = Reference(vae.encode(reference_images.to(*place)).float(), positions > 0)
         conditions = model.condition(source_images.to(*place), poses.to(*place))
     images = denoise(model, vae, conditions, config, generator=generator, reference=reference, progress=progress)
-    return torch.where(pixels > 0, images.float(), reference_images.to(images.device).float())
+    images, before = images.float(), reference_images.to(images.device).float()
+    weights = torch.from_numpy(ramp(pixels[0, 0].cpu().numpy() > 0, feather)).to(images.device)
+    return torch.where(weights == 1, images, before + weights * (images - before))
 
 
 def interpolated(first: Conditions, second: Conditions, weights: Tensor) -> Conditions:
@@ -75,7 +80,7 @@ def generate_frames(
     config: SamplingConfig = PAPER,
     *,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Iterator[Tensor]:
     """Generate frames that belong together: all from the same noise, at every step, so that only their conditions
     differ.

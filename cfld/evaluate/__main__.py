@@ -17,7 +17,6 @@ is missing and where to download it. docs/evaluation.md says what each number me
 
 import argparse
 import contextlib
-import math
 import os
 import platform
 import shutil
@@ -57,7 +56,7 @@ from cfld.evaluate.results import write_results
 from cfld.evaluate.weights import INCEPTIONS
 from cfld.samplers import SAMPLERS
 from cfld.sampling import TURBO_HELP
-from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser
+from cfld.tools.cli import DEVICE_HELP, PRECISIONS, UserError, command, command_parser, unknown_command
 from cfld.tools.files import alone_in, read_json, refuse_overwrite, sha256
 from cfld.tools.processes import Processes, in_processes, join
 from cfld.tools.tensors import read_safetensors
@@ -65,53 +64,66 @@ from cfld.tools.tensors import read_safetensors
 
 def parser() -> argparse.ArgumentParser:
     options = command_parser("cfld.evaluate", __doc__)
-    what = options.add_mutually_exclusive_group(required=True)
+    measured, data, output, images, machine = map(
+        options.add_argument_group,
+        (
+            "what to measure, one of these",
+            "ground truth and weights of the metrics",
+            "output",
+            "generating images, with --model",
+            "precision, processes and devices",
+        ),
+    )
+    what = measured.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", type=Path, metavar="DIR", help="generate with this model folder")
     what.add_argument("--pred", type=Path, metavar="FOLDER", help="measure the images in a folder")
     what.add_argument("--vae", type=Path, metavar="DIR", help="reconstruct the ground truth with this folder's VAE")
     what.add_argument("--ground-truth", action="store_true", help="measure the ground truth itself")
-    options.add_argument("--data", type=Path, metavar="ROOT", help="a folder that cfld.data prepared: its test pairs")
-    options.add_argument(
+    data.add_argument("--data", type=Path, metavar="ROOT", help="a folder that cfld.data prepared: its test pairs")
+    data.add_argument(
         "--truth", type=Path, metavar="FOLDER", help="instead of --data, with --pred: ground truth, by name"
     )
-    options.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write")
-    options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the test, with --data")
-    options.add_argument("--limit", type=int, metavar="N", help="only the first N pairs; the results say so")
-    options.add_argument("--name", help="name of the table row (default: the folder's)")
-    options.add_argument(
+    data.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the test, with --data")
+    data.add_argument("--limit", type=int, metavar="N", help="only the first N pairs; the results say so")
+    data.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
-    options.add_argument("--steps", type=int, help="sampling steps (default: 50)")
-    options.add_argument("--turbo", action="store_true", help=TURBO_HELP)
-    options.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
-    options.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
-    options.add_argument("--seed", type=int, default=0, help="of the noise")
-    options.add_argument("--batch", type=int, default=8, help="images at a time; changes results only by rounding")
-    options.add_argument(
+    output.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write")
+    output.add_argument("--name", help="name of the table row (default: the folder's)")
+    output.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep images")
+    images.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: ddpm, the paper's)")
+    images.add_argument("--steps", type=int, help="sampling steps (default: 50)")
+    images.add_argument("--turbo", action="store_true", help=TURBO_HELP)
+    images.add_argument("--pose-scale", type=float, default=2.0, help="w_pose of Eq. 7")
+    images.add_argument("--appearance-scale", type=float, default=2.0, help="w_app of Eq. 7")
+    images.add_argument("--seed", type=int, default=0, help="of the noise")
+    images.add_argument("--batch", type=int, default=8, help="images at a time; changes results only by rounding")
+    machine.add_argument(
         "--precision", choices=PRECISIONS, help="of the weights (default: of --model bf16 where hardware has it)"
     )
-    options.add_argument("--device", help=DEVICE_HELP)
-    options.add_argument("--processes", type=int, default=1, help="that share the work, and a CPU's cores")
-    options.add_argument(
+    machine.add_argument("--device", help=DEVICE_HELP)
+    machine.add_argument("--processes", type=int, default=1, help="that share the work, and a CPU's cores")
+    machine.add_argument(
         "--timeout", type=float, default=30, help="minutes to wait for another process before giving up"
     )
-    options.add_argument("--force", action="store_true", help="replace numbers.csv and manifest.json, keep images")
     return options
 
 
 def open_set(options: argparse.Namespace) -> PairSet | FolderSet:
     """The cases that the options ask for. Raises UserError for options that exclude each other."""
-    if (options.data is None) == (options.truth is None):
-        raise UserError("give either --data ROOT, whose test pairs are measured, or --pred A --truth B")
+    if options.truth is None and options.data is None:
+        other = " (or with --pred A, the folder of its ground truth by --truth B)" if options.pred else ""
+        raise UserError(f"--data must be given: a prepared folder, whose test pairs are measured{other}")
     if options.truth:
-        if not options.pred or options.limit is not None:
-            raise UserError("--truth goes with --pred, and not with --limit")
+        if not options.pred:
+            raise UserError("--truth must be given with --pred, the folder of images that it is the truth of")
+        for name in ("data", "limit"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--truth must be given without --{name}: all images of its folder are measured")
         return FolderSet(options.pred, options.truth)
-    if not (math.isfinite(options.pose_scale) and math.isfinite(options.appearance_scale)):
-        raise UserError("--pose-scale and --appearance-scale must be finite numbers")
-    if options.batch < 1 or options.seed < 0:
-        raise UserError(f"--batch must be 1 or more, --seed 0 or more, found {options.batch} and {options.seed}")
+    for name, least in (("batch", 1), ("seed", 0)):
+        if (value := getattr(options, name)) < least:
+            raise UserError(f"--{name} must be {least} or more, found {value}")
     return PairSet(options.data, SIZES[options.size], options.limit)
 
 
@@ -163,6 +175,8 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @command
 def evaluate(argv: list[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        raise UserError(unknown_command(argv[0], list(COMMANDS)))
     options = parser().parse_args(argv)
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, found {options.processes}")

@@ -153,23 +153,24 @@ def make_figure(cases: PairSet, methods: dict[str, Method], study: Path | None, 
 
 def parser() -> argparse.ArgumentParser:
     options = command_parser("cfld.evaluate figure", __doc__)
-    options.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
-    options.add_argument(
+    rows, output = map(options.add_argument_group, ("what to show", "output"))
+    rows.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
+    rows.add_argument(
         "--method",
         action="append",
         required=True,
         metavar="NAME=FOLDER",
         help="a method's images, or 'copy of the source', 'empty backdrop', 'mean colours'",
     )
-    options.add_argument("--out", type=Path, required=True, metavar="FILE", help="the image to write")
-    options.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the images")
-    options.add_argument("--first", type=int, default=10, metavar="N", help="the first N pairs")
-    options.add_argument("--pairs", type=int, nargs="+", metavar="I", help="these pairs instead, counted from 0")
-    options.add_argument("--study", type=Path, metavar="FILE", help="scores of a user study, as JSON")
-    options.add_argument(
+    output.add_argument("--out", type=Path, required=True, metavar="FILE", help="the image to write")
+    output.add_argument("--size", choices=SIZES, default="256x176", help="height and width of the images")
+    rows.add_argument("--first", type=int, default=10, metavar="N", help="the first N pairs")
+    rows.add_argument("--pairs", type=int, nargs="+", metavar="I", help="these pairs instead, counted from 0")
+    rows.add_argument("--study", type=Path, metavar="FILE", help="scores of a user study, as JSON")
+    rows.add_argument(
         "--weights", type=Path, default=Path("weights/metrics"), metavar="DIR", help="folder of the public weight files"
     )
-    options.add_argument("--force", action="store_true", help="replace the image if it exists")
+    output.add_argument("--force", action="store_true", help="replace the image if it exists")
     return options
 
 
@@ -179,9 +180,11 @@ def main(argv: list[str] | None = None) -> None:
     check_picture_name(options.out)
     refuse_overwrite(options.out, options.force)
     cases = PairSet(options.data, SIZES[options.size])
+    if options.first < 1:
+        raise UserError(f"--first must be 1 or more, found {options.first}")
     chosen = options.pairs or range(min(options.first, cases.whole))
-    if not chosen or not all(0 <= i < cases.whole for i in chosen):
-        raise UserError(f"--first must be 1 or more and --pairs within 0 .. {cases.whole - 1}, found {list(chosen)}")
+    if beyond := [i for i in chosen if not 0 <= i < cases.whole]:
+        raise UserError(f"--pairs must be within 0 .. {cases.whole - 1}, found {beyond[0]}")
     cases.pairs = [cases.pairs[i] for i in chosen]
     save_image(options.out, make_figure(cases, named_methods(options.method, cases), options.study, options.weights))
     print(f"wrote {options.out}")

@@ -28,6 +28,7 @@ from cfld.tools.cli import PRECISIONS, UserError, pick_precision
 from cfld.tools.files import open_folder, remove_leftovers, sha256
 from cfld.tools.pictures import save_image
 from cfld.tools.processes import Processes
+from cfld.tools.progress import tell
 
 Generate = Callable[[list[int], Batch], Tensor]  # indices of B pairs, the pairs -> images (B, 3, H, H) in [-1, 1]
 
@@ -50,6 +51,8 @@ def generate_missing(
     paths = [folder / name for name in picture_names(pairs.pairs[:count])]
     mine = processes.share(count)
     missing = [i for i in mine if not paths[i].is_file()]
+    if missing and processes.is_main:
+        tell("loading what generates the images")
     generate = prepare() if missing else None
     done = len(mine) - len(missing)
     with tqdm(total=len(mine), initial=done, desc="generating", unit="image", disable=not processes.is_main) as bar:
@@ -133,8 +136,13 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
         if options.turbo and options.sampler:
             raise UserError("--turbo must be given without --sampler: a student has its own sampler")
         steps = base.steps if options.steps is None else options.steps
-        how = SamplingConfig(steps, options.sampler or base.sampler, options.pose_scale, options.appearance_scale)
-        how.check_steps(config)
+        how = SamplingConfig.of_options(
+            steps=steps,
+            sampler=options.sampler or base.sampler,
+            pose_scale=options.pose_scale,
+            appearance_scale=options.appearance_scale,
+        )
+        how.check_steps(config, "--steps")
         if config.distilled or not options.turbo:  # else the scales are the student's
             how.check_student(config.distilled)
         facts = asdict(how)

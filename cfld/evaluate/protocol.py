@@ -34,6 +34,7 @@ from cfld.evaluate.weights import ALEXNET, FOLDERS, INCEPTIONS, LPIPS_HEADS
 from cfld.photos.crop import PHOTO_SUFFIXES, same_shape
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image
+from cfld.tools.reasons import reason
 
 PATTERNS = ("{}_2_{}_vis", "{}_to_{}", "{}_{}")
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -75,7 +76,7 @@ def read_picture(path: Path, size: tuple[int, int]) -> tuple[Array, str, bytes]:
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} is not a readable image ({error})") from None
+        raise UserError(f"{path.name} is not a readable image ({reason(error)})") from None
     if (image.height, image.width) != size:
         raise UserError(f"{path.name} must be {size[0]}x{size[1]} (height x width), is {image.height}x{image.width}")
     if image.mode not in MODES or "transparency" in image.info:
@@ -187,7 +188,9 @@ class PairSet:
             with Image.open(self.masks / f"{stem(name)}.png") as image:
                 return np.asarray(image.convert("L").resize(self.size[::-1], Image.Resampling.NEAREST))
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{self.masks}: the mask of {name} is not readable ({error}): make it again") from None
+            raise UserError(
+                f"{self.masks}: the mask of {name} is not readable ({reason(error)}): make it again"
+            ) from None
 
     def __getitem__(self, index: int) -> Case:
         source, target = self.pairs[index]

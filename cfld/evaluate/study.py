@@ -34,7 +34,7 @@ from tqdm import tqdm
 from cfld.data.deepfashion import read_pairs, table_path
 from cfld.evaluate.protocol import NAME_HINT, find_pictures
 from cfld.photos.crop import same_shape
-from cfld.tools.cli import HelpFormatter, UserError, command, command_parser, parse_seed, parse_size
+from cfld.tools.cli import UserError, command, command_parser, parse_seed, parse_size
 from cfld.tools.files import read_json, refuse_overwrite, write_json, write_text
 from cfld.tools.pictures import read_image, save_image
 from cfld.tools.plot import GRID, INK, ticks
@@ -97,8 +97,11 @@ def build(
     size: (height, width) of all images
     seed: of the choice of pairs, and of all orders
     """
-    if judged < 0 or compared < 0 or judged + compared == 0:
-        raise UserError(f"--judged and --compared must be at least 0 and not both 0, found {judged} and {compared}")
+    for name, count in (("--judged", judged), ("--compared", compared)):
+        if count < 0:
+            raise UserError(f"{name} must be at least 0, found {count}")
+    if judged + compared == 0:
+        raise UserError("a study must ask something, found --judged 0 and --compared 0: make one of them larger")
     if compared and len(methods) < 2:
         raise UserError("part 2 must compare two methods or more, found one: give another, or --compared 0")
     rng = np.random.default_rng(seed)
@@ -150,6 +153,17 @@ class Answers:
     r2g: float
     g2r: float
     jab: dict[str, float]  # by method
+
+
+def is_key(content: Any) -> bool:
+    """Whether this is the key of a study, as build makes it."""
+    try:
+        methods, judged, compared = content["methods"], content["judged"], content["compared"]
+        answers = [answer for group in judged for answer in group["answers"]]
+        seen = [group["method"] for group in judged] + [name for each in compared for name in each["methods"]]
+        return "study" in content and len(judged) > 0 and set(answers) <= set(ANSWERS) and set(seen) <= set(methods)
+    except (TypeError, KeyError):
+        return False
 
 
 def read_answers(path: Path, key: dict[str, Any]) -> tuple[int, Answers]:
@@ -267,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.evaluate study", __doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="build | score")
     text = "Make the page and its key."
-    sub = commands.add_parser("build", help=text, description=text, formatter_class=HelpFormatter)
+    sub = commands.add_parser("build", help=text, description=text)
     sub.add_argument("methods", nargs="+", metavar="NAME=DIR", help="a method and the folder of its images")
     sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder that cfld.data prepared")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page; FILE.key.json is the key")
@@ -276,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     sub.add_argument("--size", type=parse_size, default="256x176", metavar="HxW", help="of all images")
     sub.add_argument("--seed", type=parse_seed, default=0, help="of the choice of pairs, and of all orders")
     text = "Compute the numbers of Fig. 4 from answers."
-    sub = commands.add_parser("score", help=text, description=text, formatter_class=HelpFormatter)
+    sub = commands.add_parser("score", help=text, description=text)
     sub.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
     sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the study's key")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the numbers; FILE.png is the figure")
@@ -299,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     key = read_json(options.key)
-    if not isinstance(key, dict) or not {"study", "methods", "judged", "compared"} <= set(key):
+    if not is_key(key):
         raise UserError(f"{options.key}: must be the key that build wrote next to the page")
     answers: dict[int, tuple[Path, Answers]] = {}
     for path in options.answers:

@@ -25,6 +25,7 @@ from cfld.people.folder import Plan, Record, photograph_all
 from cfld.people.render import FRAME
 from cfld.tools.cli import UserError, command, command_parser
 from cfld.tools.files import alone_in, atomic, open_folder, remove_leftovers
+from cfld.tools.pictures import read_image
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 
@@ -45,8 +46,8 @@ def write_sheet(folder: Path, plan: Plan, records: list[Record]) -> None:
     sheet = Image.new("RGB", (columns * width, rows * height))
     for row, record in enumerate(records[:rows]):
         for column, photo in enumerate(record["photos"][:columns]):
-            with Image.open(folder / f"{plan.split(record['seed'])}_highres" / photo["name"]) as image:
-                sheet.paste(image.resize((width, height)), (column * width, row * height))
+            image = read_image(folder / f"{plan.split(record['seed'])}_highres" / photo["name"])
+            sheet.paste(image.resize((width, height)), (column * width, row * height))
     with atomic(folder / "sheet.png") as path:
         sheet.save(path)
 
@@ -88,16 +89,15 @@ def check(plan: Plan, workers: int, reserved: bool) -> None:
 def parser() -> argparse.ArgumentParser:
     options = command_parser("cfld.people", __doc__)
     options.add_argument("out", type=Path, metavar="OUT", help="folder to write; continues an interrupted run")
-    options.add_argument("--identities", type=int, default=2000, help="number of people")
-    options.add_argument("--poses", type=int, default=4, help="photos of each person")
-    options.add_argument("--seed", type=int, default=0, help="seed of the first person; the others follow")
-    options.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on it")
-    options.add_argument("--test-fraction", type=float, default=0.1, help="share of the people in the test split")
-    options.add_argument("--height", type=int, default=FRAME[0], help="of the photos; the width is 11/16 of it")
-    options.add_argument(
-        "--supersample", type=int, default=2, help="antialiasing: samples per pixel, in each direction"
-    )
-    options.add_argument(
+    who, photos, work = map(options.add_argument_group, ("the people", "the photos", "the work"))
+    who.add_argument("--identities", type=int, default=2000, help="number of people")
+    who.add_argument("--poses", type=int, default=4, help="photos of each person")
+    who.add_argument("--seed", type=int, default=0, help="seed of the first person; the others follow")
+    work.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on it")
+    who.add_argument("--test-fraction", type=float, default=0.1, help="share of the people in the test split")
+    photos.add_argument("--height", type=int, default=FRAME[0], help="of the photos; the width is 11/16 of it")
+    photos.add_argument("--supersample", type=int, default=2, help="antialiasing: samples per pixel, in each direction")
+    who.add_argument(
         "--reserved-seeds", action="store_true", help=f"allow seeds from {OWN_SEEDS} on, which are kept for evaluation"
     )
     return options

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cfld.people import Identity, identity, photo_pose, render
 from cfld.people.render import FRAME
 from cfld.tools.cli import UserError
-from cfld.tools.files import atomic, write_lines
+from cfld.tools.files import atomic, read_text, write_lines
 from cfld.tools.workers import in_workers
 
 # Raise the first number whenever the same seed gives other images: old folders are then not continued. Numpy 1 and 2
@@ -81,27 +81,35 @@ def finished_records(folder: Path) -> dict[int, Record]:
     path = folder / "records.jsonl"
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     whole = lines[:-1]  # what follows the last line end is either nothing or cut
     if lines[-1]:
         write_lines(path, whole)
-    try:
-        records = [json.loads(line) for line in whole]
-        return {record["seed"]: record for record in records}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove the folder, or take that line out of it") from None
+    records = {}
+    for number, line in enumerate(whole, start=1):
+        try:
+            record = json.loads(line)
+            records[record["seed"]] = record
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(
+                f"{path} is damaged: line {number} must be the record of a person, found {line[:60]!r}: remove the "
+                "folder, or take that line out of it"
+            ) from None
+    return records
 
 
 def is_whole(folder: Path, plan: Plan, record: Record) -> bool:
     """Whether all files of a person are there. Raises UserError if the record is damaged."""
     try:
         split, names = plan.split(record["seed"]), [photo["name"] for photo in record["photos"]]
+        joints = np.array([[photo["y"], photo["x"]] for photo in record["photos"]], np.float64)
+        if joints.ndim != 3 or len(joints) != plan.poses:
+            raise ValueError
         masks = [folder / f"masks_{split}" / Path(name).with_suffix(".png") for name in names]
         return all(path.is_file() for path in [*(folder / f"{split}_highres" / name for name in names), *masks])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{folder / 'records.jsonl'} is damaged in the record of seed {record['seed']} ({error!r}): take that line "
-            "out"
+            f"{folder / 'records.jsonl'} is damaged in the record of seed {str(record['seed'])[:40]}: take its line out"
         ) from None
 
 

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pose", metavar="FILE", help="file of its joints, or a photo (default: found in it)")
     parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="an image, a .json file, or both")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="write the mask of the person found, an image")
-    add_pose_options(parser)
+    add_pose_options(parser.add_argument_group("reading poses"))
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     options = parser.parse_args(argv)
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from cfld.photos.feather import blend
 from cfld.pose import FRAME
+from cfld.tools.checks import described, is_number, is_size
 from cfld.tools.cli import UserError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif")  # the last two need the extra [heic]
@@ -26,6 +28,7 @@ MOST_PIXELS = 2**27  # in a window: that of a panorama would fill the memory
 TOLERANCE = 0.02  # of the aspect ratio: DeepFashion's own 1101x750 is 0.9 % off FRAME's, a camera's 3:2 is 3 %
 # Where a whole person's joints lie, as shares of the frame's height, height and width: as in the photos of cfld.people.
 TOP, BOTTOM, BREADTH = 0.12, 0.90, 0.80
+FEATHER = 1 / 32  # of the window's height: the soft edge of what is pasted
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Crop:
     def cut(self, photo: Image.Image) -> Image.Image:
         """The window as an image, pixel by pixel, padded with border_colour beyond the photo. Raises UserError if it
         would not fit into the memory."""
+        check_photo(photo)
         if self == whole((photo.height, photo.width)):
             return photo
         if self.height * self.width > MOST_PIXELS:
@@ -63,12 +67,29 @@ class Crop:
         window.paste(photo, (-self.left, -self.top))
         return window
 
-    def paste(self, photo: Image.Image, image: Image.Image) -> Image.Image:
-        """The photo with an image of the frame, in any resolution, in its window."""
-        result, size = photo.convert("RGB"), (int(self.width), int(self.height))
+    def paste(self, photo: Image.Image, image: Image.Image, feather: float | None = None) -> Image.Image:
+        """The photo with an image of the frame, in any resolution, in its window.
+
+        feather: pixels inside the window's border over which the image fades into the photo; 0: a hard edge; None:
+            FEATHER of the window's height. Where the window reaches to the photo's edge, there is nothing to fade into
+        """
+        for picture in (photo, image):
+            check_photo(picture)
+        feather = FEATHER * self.height if feather is None else feather
+        if not (is_number(feather) and 0 <= feather < math.inf):
+            raise UserError(f"feather must be a number of pixels of at least 0, found {feather!r:.60}")
+        before, size = photo.convert("RGB"), (int(self.width), int(self.height))
+        after, inside = before.copy(), np.zeros((photo.height, photo.width), bool)
         window = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-        result.paste(window, (self.left, self.top))
-        return result
+        after.paste(window, (self.left, self.top))
+        inside[max(self.top, 0) : self.top + size[1], max(self.left, 0) : self.left + size[0]] = True
+        return blend(before, after, inside, feather)
+
+
+def check_photo(photo: object) -> None:
+    """Raise UserError unless this is an image."""
+    if not isinstance(photo, Image.Image):
+        raise UserError(f"a photo must be a PIL image, found {described(photo)}: open a file by Image.open")
 
 
 def border_colour(photo: Image.Image) -> tuple[int, ...]:
@@ -90,6 +111,7 @@ def whole(size: tuple[float, float]) -> Crop:
 
 def fitted(photo: Image.Image) -> Image.Image:
     """A photo whose joints are not known, as the model takes it: all of it, padded to 11:16."""
+    check_photo(photo)
     return fit((photo.height, photo.width)).cut(photo)
 
 
@@ -99,6 +121,8 @@ def fit(size: tuple[float, float], joints: np.ndarray | None = None) -> Crop:
     A photo of 11:16, within TOLERANCE, is taken as a whole. Any other gives a window of exactly 11:16, in whole pixels:
     around the joints (n, 2), and within the photo where that is large enough; without joints, around all of the photo.
     """
+    if not is_size(size):
+        raise UserError(f"size must be the photo's (height, width), two numbers above 0, found {size!r:.60}")
     height, width = size
     if same_shape(size, FRAME):
         return whole(size)

@@ -121,8 +121,8 @@ class Network:
         try:
             self.interpreter = interpreter(model_path=str(path), num_threads=torch.get_num_threads())
             self.interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: not a whole file of a network ({error}): fetch it again") from None
+        except (ValueError, RuntimeError):
+            raise UserError(f"{path}: not a whole file of a network: fetch it again") from None
         self.input = self.interpreter.get_input_details()[0]["index"]
         self.outputs = [output["index"] for output in self.interpreter.get_output_details()]
 

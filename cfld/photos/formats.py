@@ -241,8 +241,10 @@ def frames_in(content: Any) -> list[Frame]:
     """
     try:
         frames = object_frames(content) if isinstance(content, dict) else list_frames(content)
-    except (KeyError, TypeError, AttributeError) as error:  # a field that is not there, or not what it should be
-        raise UserError(f"not in a known form of joints ({type(error).__name__}: {error}), see docs/poses.md") from None
+    except KeyError as error:
+        raise UserError(f"not in a known form of joints (a part lacks {error.args[0]!r}), see docs/poses.md") from None
+    except (TypeError, AttributeError):
+        raise UserError("not in a known form of joints (a part is of another kind), see docs/poses.md") from None
     if not frames:
         raise Nobody("there must be a person with joints, found nobody")
     return frames

@@ -13,6 +13,7 @@ cfld.photos.layouts.
 import argparse
 import functools
 import json
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from cfld.photos.layouts import LAYOUTS, choose, used_points
 from cfld.photos.skeleton import is_skeleton, read_skeleton
 from cfld.photos.units import SIZE_ADVICE, check_annotations, check_fractions, check_guess, check_inside
 from cfld.pose import FRAME, JOINTS
+from cfld.tools.checks import is_number, is_size
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
+from cfld.tools.reasons import reason
 
 MIN_VISIBILITY = 0.5  # of a joint found in a photo, unless --min-confidence says otherwise
 MARKET_FRAME = (128, 64)  # of the annotations of Market-1501
@@ -95,25 +98,38 @@ def joints_of(
         it
     The others are as joints_from takes them.
     """
-    points, said = pick(frame.people, person), frame.size or pose_size
+    check_reading(pose_size, person, min_confidence, layout)
+    min_confidence = min_confidence or 0.0
+    points, said = (
+        pick(frame.people, person),
+        frame.size or (None if pose_size is None else (pose_size[0], pose_size[1])),
+    )
     if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
-        least = f"of at least {min_confidence}" if min_confidence else "above 0"
-        raise Nobody(f"person {person} has no joint of a score {least}: check --person and --min-confidence")
+        least, advice = "above 0", "find the joints again"
+        if min_confidence:
+            least, advice = f"of at least {min_confidence}", "give a lower --min-confidence"
+        if len(frame.people) > 1:
+            advice += " or another --person"
+        raise Nobody(f"person {person} has no joint of a score {least}: {advice}")
     size = said or photo_size or frame_size(points)
     everybody = [each[used_points(len(each))] for each in frame.people]
     if are_fractions(points):
         check_fractions(everybody[person])
-        points = points * [size[1], size[0], 1]
+        with np.errstate(over="ignore"):  # what is too large for a number is outside, too
+            points = points * [size[1], size[0], 1]
     else:
         check_inside(everybody[person], size)
         if said is None:
             check_guess(np.concatenate(everybody), size)
     joints = to_joints(points, size, min_confidence, layout)
     if (joints < 0).all():
-        raise Nobody(
-            f"person {person} has no joint within {size[1]:g}x{size[0]:g} of a score of at least {min_confidence}: "
-            "check --person, --pose-size and --min-confidence"
+        sure = f" of a score of at least {min_confidence}" if min_confidence else ""
+        advice = (
+            "check --pose-size"
+            if pose_size is not None and frame.size is None
+            else f"give the image's size by {SIZE_ADVICE}"
         )
+        raise Nobody(f"person {person} has no joint within {size[1]:g}x{size[0]:g}{sure}: {advice}")
     return joints, size
 
 
@@ -222,7 +238,9 @@ def read_array(path: str | Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # np.load raises whatever the parser of the header meets first
-        raise UserError(f"{path}: not a whole .npy file of numbers ({error}): write it again with numpy.save") from None
+        raise UserError(
+            f"{path}: not a whole .npy file of numbers ({reason(error)}): write it again with numpy.save"
+        ) from None
     scores = next((arrays[name] for name in ("keypoint_scores", "scores") if name in arrays), None)
     if "keypoints" in arrays and scores is not None and scores.shape == arrays["keypoints"].shape[:-1]:
         return np.concatenate([arrays["keypoints"][..., :2], scores[..., None]], axis=-1)
@@ -382,8 +400,19 @@ def add_pose_options(parser: argparse._ActionsContainer) -> None:
 
 def check_confidence(least: float | None) -> None:
     """Raise UserError unless this is a --min-confidence."""
-    if least is not None and not 0 <= least <= 1:
-        raise UserError(f"--min-confidence must be within 0 .. 1, found {least}")
+    if least is not None and not (is_number(least) and 0 <= least <= 1):
+        raise UserError(f"--min-confidence must be within 0 .. 1, found {str(least)[:40]}")
+
+
+def check_reading(pose_size: object, person: object, min_confidence: Any, layout: object) -> None:
+    """Raise UserError unless these say how to read joints, as joints_from takes them."""
+    if pose_size is not None and not is_size(pose_size):
+        raise UserError(f"pose_size must be the image's (height, width), two numbers above 0, found {pose_size!r:.60}")
+    if not is_number(person, numbers.Integral):
+        raise UserError(f"person must be a whole number, counted from 0, found {person!r:.60}")
+    if layout is not None and layout not in tuple(LAYOUTS):
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, found {layout!r:.60}")
+    check_confidence(min_confidence)
 
 
 def pose_settings(options: argparse.Namespace) -> dict[str, Any]:

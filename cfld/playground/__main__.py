@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from cfld.folder import TURBO_FILE, bundled, load, load_student
-from cfld.playground.server import PlaygroundServer
+from cfld.playground.server import PlaygroundServer, listen
 from cfld.tools.cli import (
     DEVICE_HELP,
     PRECISION_HELP,
@@ -22,6 +22,7 @@ from cfld.tools.cli import (
     pick_device,
     pick_precision,
 )
+from cfld.tools.progress import tell
 
 
 @command
@@ -35,12 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     if options.port and not 1024 <= options.port < 65536:
         raise UserError(f"--port must be 0 or within 1024 .. 65535, found {options.port}")
     device = pick_device(options.device)
-    model, vae = load(options.model, device, pick_precision(options.precision, device), channels_last=True)
-    folder = Path(options.model) if options.model else bundled()
-    student = load_student(folder, model) if (folder / TURBO_FILE).is_file() else None
-    with PlaygroundServer(model, vae, options.port, student) as server:
-        print(f"open http://{server.hosts[0]} in a browser; Ctrl-C ends the playground", flush=True)
-        server.serve_forever()
+    with listen(options.port) as listener:  # first, since to load a model can take a minute
+        precision = pick_precision(options.precision, device)
+        tell(f"loading {options.model or 'the bundled model'} on {device}")
+        model, vae = load(options.model, device, precision, channels_last=True)
+        folder = Path(options.model) if options.model else bundled()
+        student = load_student(folder, model) if (folder / TURBO_FILE).is_file() else None
+        with PlaygroundServer(model, vae, listener, student) as server:
+            print(f"open http://{server.hosts[0]} in a browser; Ctrl-C ends the playground", flush=True)
+            server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import argparse
 import base64
 import binascii
+import contextlib
 import io
-import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from cfld.photos.keypoints import keypoints_from
 from cfld.pose import FRAME
 from cfld.sampling import SamplingConfig
 from cfld.tools.cli import UserError, parse_size
+from cfld.tools.files import parse_json
 from cfld.tools.pictures import open_heif, to_rgb, turned_upright
+from cfld.tools.reasons import reason
 
 MEGABYTE = 1 << 20
 PHOTO_LIMIT = 20 * MEGABYTE
@@ -37,6 +40,23 @@ class Refused(Exception):
         self.status = status
 
 
+class Fault(UserError):
+    """A mistake in a part of a request. about: where the page says it, photo or pose."""
+
+    def __init__(self, text: str, about: str):
+        super().__init__(text)
+        self.about = about
+
+
+@contextlib.contextmanager
+def in_the(part: str) -> Iterator[None]:
+    """Turn a UserError of the block into a Fault of this part."""
+    try:
+        yield
+    except UserError as error:
+        raise Fault(str(error), part) from None
+
+
 def read_photo(data: bytes) -> Image.Image:
     """The bytes of a JPEG, PNG or WebP file -> the photo in RGB, upright. Raises UserError."""
     if not data:
@@ -52,16 +72,8 @@ def read_photo(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise UserError("the photo must be a JPEG, PNG or WebP picture, found something else") from None
     except Exception as error:  # pillow raises all kinds for damaged files
-        raise UserError(f"the photo is damaged ({error}): save or copy it again") from None
+        raise UserError(f"the photo is damaged ({reason(error)}): save or copy it again") from None
     raise UserError(f"the photo must have at most {PIXEL_LIMIT:,} pixels, found {width} x {height}: make it smaller")
-
-
-def parse_json(text: str | bytes) -> Any:
-    """JSON -> its value. Raises UserError."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"must be JSON ({error})") from None
 
 
 def values_of(content: Any, *names: str, optional: str | None = None) -> list[Any]:
@@ -114,7 +126,9 @@ def read_paint_request(body: bytes, model: CFLD, student: CFLD | None = None) ->
     try:
         data = base64.b64decode(photo, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise UserError("the photo must be in base64") from None
-    keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
-    source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
-    return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)
+        raise Fault("the photo must be in base64", "photo") from None
+    with in_the("pose"):
+        keypoints = keypoints_from(pose, FRAME, layout=OWN_LAYOUT)
+        source_keypoints = None if own is None else keypoints_from(own, FRAME, layout=OWN_LAYOUT)
+    with in_the("photo"):
+        return PaintRequest(fitted(read_photo(data)), keypoints, source_keypoints, seeds, config, painter)

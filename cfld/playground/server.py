@@ -7,12 +7,17 @@ The page is page.html; it loads nothing from elsewhere. The server is the standa
     GET  /settings        what the page needs to know about joints, poses, samplers and the model
     GET  /people/K.png    an example photo: synthetic person K of those that no training uses
     POST /photo           the bytes of a photo -> the photo as JPEG, upright
-    POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
+    POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"}
     POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"}, and to
                           retarget {"source_pose"}, the pose of the person in the photo -> lines of JSON while
                           it paints: {"waiting"}, {"seed", "step", "preview"}, {"seed", "picture"}, {"error"}
 
-Closing the connection cancels the painting. An invalid request is answered by {"error"} and a status of 400 or more.
+In all of them x comes before y, and width before height. Keypoints are 18 lists [x, y] in pixels of the frame of
+176x256, [-1, -1] where missing: what /pose and the presets of /settings give is what /paint takes as pose, beside any
+other form of docs/poses.md. docs/playground.md describes each field.
+
+Closing the connection cancels the painting. An invalid request is answered by a status of 400 or more and {"error",
+"about"}: the reason, and whether it is in the photo, in the pose, or in what to paint.
 
 Letters in shapes: C latent channels, h x h positions of the latents.
 """
@@ -21,7 +26,9 @@ import base64
 import contextlib
 import io
 import json
+import os
 import re
+import socket
 import threading
 import traceback
 from collections import deque
@@ -53,7 +60,8 @@ from cfld.playground.requests import (
 from cfld.pose import BONE_COLOURS, BONES, FRAME, JOINT_COLOURS, JOINTS
 from cfld.samplers import SAMPLERS
 from cfld.sampling import TURBO, default_size, generate
-from cfld.tools.cli import UserError
+from cfld.tools.cli import UserError, is_lack_of_memory
+from cfld.tools.reasons import memory_asked, reason
 from cfld.vae import VAE
 
 QUEUE_LIMIT = 8  # of waiting requests
@@ -93,13 +101,18 @@ def step_preview(vae: VAE, latents: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().numpy())
 
 
+def listed(keypoints: np.ndarray) -> list[list[float]]:
+    """keypoints (18, 2) as (y, x) -> lists [x, y], as all requests and answers have them."""
+    return keypoints[:, ::-1].tolist()
+
+
 def preset_keypoints() -> dict[str, list[list[float]]]:
-    """Keypoints (18, 2) of PRESET_POSES by name, from renderings of a synthetic person; hidden joints are missing."""
+    """The lists of PRESET_POSES by name, from renderings of a synthetic person; hidden joints are missing."""
     person = people.identity(0)
     keypoints = {}
     for name, (archetype, view, framing) in PRESET_POSES.items():
         pose = people.sample_pose(np.random.default_rng(0), archetype, view, framing)
-        keypoints[name] = people.render(person, pose, supersample=1).keypoints.round(1).tolist()
+        keypoints[name] = listed(people.render(person, pose, supersample=1).keypoints.round(1))
     return keypoints
 
 
@@ -111,13 +124,18 @@ def page_settings(model: CFLD, student: CFLD | None) -> dict[str, Any]:
         "joint_colours": JOINT_COLOURS,
         "bones": BONES,
         "bone_colours": BONE_COLOURS,
-        "frame": FRAME,
+        "frame": {"width": FRAME[1], "height": FRAME[0]},
         "presets": preset_keypoints(),
         "samplers": [*(["turbo"] if student else []), *(SAMPLERS if model.config.distilled is None else ())],
         "turbo_steps": TURBO.steps,
         "seed_limit": SEED_LIMIT,
         "model": f"{model.config.image_size} x {model.config.image_size} inside, pictures of {width} x {height}",
     }
+
+
+def in_fields(error: UserError) -> str:
+    """What an error says, of the fields of the page, which has no options."""
+    return str(error).replace("--", "")
 
 
 class Turns:
@@ -153,17 +171,36 @@ class Turns:
                 self.moved.notify_all()
 
 
+def listen(port: int = 0) -> socket.socket:
+    """A socket that listens at a port of 127.0.0.1, at any free one for 0. Raises UserError if it is not free."""
+    listener = socket.socket()
+    try:
+        if os.name == "posix":  # where the port of a server that has ended can be had at once; Windows would share it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"--port {port} cannot be used ({reason(error)}): choose another, or 0 for any free one"
+        ) from None
+    return listener
+
+
 class PlaygroundServer(ThreadingHTTPServer):
-    """The playground of a model, and of its student if it has one, at a port of 127.0.0.1, at any free port for 0.
-    Raises UserError if it is not free."""
+    """The playground of a model, and of its student if it has one.
+
+    listener: as listen() makes it; None: at any free port
+    """
 
     daemon_threads = True
 
-    def __init__(self, model: CFLD, vae: VAE, port: int = 0, student: CFLD | None = None):
-        try:
-            super().__init__(("127.0.0.1", port), Handler)
-        except OSError as error:
-            raise UserError(f"port {port} cannot be used ({error}): choose another --port, 0 for any") from None
+    def __init__(self, model: CFLD, vae: VAE, listener: socket.socket | None = None, student: CFLD | None = None):
+        listener = listener or listen()
+        super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()
         self.student = model if model.config.distilled else student
         self.model, self.vae, self.turns, self.settings = model, vae, Turns(), page_settings(model, self.student)
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
@@ -188,9 +225,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.check_origin()
                 routes.get(self.path, otherwise)()
             except Refused as refused:
-                self.answer_json({"error": str(refused)}, refused.status)
+                self.answer_json({"error": str(refused), "about": self.about(refused)}, refused.status)
             except UserError as error:
-                self.answer_json({"error": str(error).replace("--", "")}, 400)  # the page has fields, not options
+                self.answer_json({"error": in_fields(error), "about": self.about(error)}, 400)
+
+    def about(self, error: Exception) -> str:
+        """What a mistake is in: photo, pose, or else paint."""
+        room = self.path.split("/")[1]
+        return getattr(error, "about", {"photo": "photo", "people": "photo", "pose": "pose"}.get(room, "paint"))
 
     def check_origin(self) -> None:
         """Refuse requests of other sites that are open in the same browser: their Origin is foreign, or the browser
@@ -229,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(encode(photo, "jpeg"), "image/jpeg")
 
     def post_pose(self) -> None:
-        self.answer_json({"keypoints": read_pose_request(self.body(JSON_LIMIT["/pose"])).tolist()})
+        self.answer_json({"keypoints": listed(read_pose_request(self.body(JSON_LIMIT["/pose"])))})
 
     def post_paint(self) -> None:
         request = read_paint_request(self.body(JSON_LIMIT["/paint"]), self.server.model, self.server.student)
@@ -259,10 +301,11 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except UserError as error:
-            self.send_event(error=str(error))
+            self.send_event(error=in_fields(error))
         except Exception as error:
             traceback.print_exc()
-            self.send_event(error=f"painting failed: {error}")
+            lacking = f"there is not enough memory{memory_asked(error)}" if is_lack_of_memory(error) else ""
+            self.send_event(error=f"painting failed: {lacking or 'see what the server printed'}")
 
     def send_event(self, **event: Any) -> None:
         """Send a line of JSON, the first one after the head of the answer. Raises OSError if the client has left."""

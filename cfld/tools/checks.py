@@ -5,6 +5,7 @@ leaves no trace in a module that torch.compile has compiled. Values are read onl
 """
 
 import dataclasses
+import math
 import numbers
 import sys
 import types
@@ -17,6 +18,18 @@ from torch import Tensor
 
 LARGEST, DEEPEST = 2**20, 256  # numbers of a config: its widths, and its numbers of blocks and levels
 DEPTHS = ("depth", "depths", "branches")  # fields that count blocks
+
+
+def is_number(value: object, kind: type = numbers.Real) -> bool:
+    """Whether a value is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a height and a width above 0."""
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+        return False
+    return all(is_number(side) and 0 < side < math.inf for side in value)  # type: ignore[attr-defined]
 
 
 def described(value: object) -> str:

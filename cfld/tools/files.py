@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cfld.tools.cli import UserError, WriteError
+from cfld.tools.reasons import reason
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise WriteError(f"{path} cannot be written ({error}): make room, or choose another folder") from None
+        raise WriteError(f"{path} cannot be written ({reason(error)}): make room, or choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -202,16 +203,26 @@ def read_text(path: str | Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: must be text in UTF-8 ({error})") from None
+        raise UserError(f"{path}: must be text in UTF-8 ({reason(error)})") from None
+    except ValueError:  # a name that no file can have
+        raise UserError(f"{str(path)!r}: no such file") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON -> its value. Raises UserError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
+        raise UserError(f"not JSON ({reason(error)})") from None
 
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises UserError."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
-        raise UserError(f"{path}: not JSON ({error})") from None
+        return parse_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_object(path: str | Path, *keys: str) -> dict[str, Any]:

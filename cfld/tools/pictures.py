@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic
+from cfld.tools.reasons import reason
 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # of iPhones' photos, among others
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # suffixes of the files that save_image writes
@@ -23,6 +25,8 @@ def read_image(path: str | Path, upright: bool = False, backdrop: str = "white")
 
     Raises UserError.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"an image file must be named by its path, found {path!r:.60}")
     try:
         if is_heif(path) and not open_heif():
             raise UserError(
@@ -37,7 +41,7 @@ def read_image(path: str | Path, upright: bool = False, backdrop: str = "white")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}): replace the file") from None
+        raise UserError(f"{path}: not a readable image ({reason(error)}): replace the file") from None
 
 
 def is_heif(path: str | Path) -> bool:

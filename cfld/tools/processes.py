@@ -131,8 +131,8 @@ class Processes:
         """What to say when another process is gone."""
         return UserError(
             f"process {self.rank} has lost another, or heard nothing of it for {self.timeout:g} minutes (--timeout): "
-            "look for the error of that one, then give the command again (cfld.train: with --resume); it was: "
-            f"{str(error)[:200]}"
+            "look for the error of that one, then give the command again (cfld.train: with --resume) "
+            f"({type(error).__name__})"
         )
 
     # Training.

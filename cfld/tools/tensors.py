@@ -1,6 +1,7 @@
 """Read, write and hash named tensors."""
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cfld.tools.cli import UserError
 from cfld.tools.files import atomic
+from cfld.tools.reasons import reason
 
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of the tensors that are read
 GROUP = 64  # tensors read between two openings of a file
@@ -49,7 +51,7 @@ def read_safetensors(path: str | Path, dtype: torch.dtype | None = None) -> tupl
                     tensor = file.get_tensor(name)
                     tensors[name] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}): download or copy it again") from None
+        raise UserError(f"{path}: not a whole safetensors file ({reason(error)}): download or copy it again") from None
     return tensors, metadata
 
 
@@ -63,10 +65,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     try:
         mappable = zipfile.is_zipfile(path)  # not what torch wrote before 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        with warnings.catch_warnings():  # of pickles of another protocol
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except Exception as error:  # torch.load raises whatever the unpickler meets first
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{path}: not a whole checkpoint of plain tensors ({reason}): copy it again") from None
+        raise UserError(f"{path}: not a whole checkpoint of plain tensors ({reason(error)}): copy it again") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cfld.baselines import from_dict, to_dict
 from cfld.config import CFLDConfig
 from cfld.tools.cli import UserError
+from cfld.tools.files import parse_json
 from cfld.tools.tensors import read_safetensors, tensors_hash, write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -124,8 +125,8 @@ class State:
             x.copy_(tensors[name])
         try:
             self.scaler.load_state_dict(facts.scaler)
-        except (RuntimeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} must hold the loss scale of fp16, found {facts.scaler} ({error})") from None
+        except (RuntimeError, KeyError, TypeError):
+            raise UserError(f"{path} must hold the loss scale of fp16, found {str(facts.scaler)[:80]}") from None
         self.step, self.best, self.steps = facts.step, facts.best, facts.steps
 
     @torch.no_grad()
@@ -184,10 +185,13 @@ def read_facts(path: Path, metadata: dict[str, str]) -> Facts:
     if "cfld" not in metadata:
         raise UserError(f"{path} must be a checkpoint of cfld.train, found another safetensors file")
     try:
-        values = json.loads(metadata["cfld"])
+        values = parse_json(metadata["cfld"])
+        needed = [field.name for field in dataclasses.fields(Facts) if field.default is dataclasses.MISSING]
+        if not isinstance(values, dict) or (lacking := [name for name in needed if name not in values]):
+            raise ValueError(f"no {lacking[0]}" if isinstance(values, dict) else "no object")
         known = {field.name: values[field.name] for field in dataclasses.fields(Facts) if field.name in values}
         return Facts(**known | {"model": from_dict(values["model"])})
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} must be a checkpoint of cfld.train, found damaged metadata ({str(error)[:80]}): remove it to "
             "go on from the checkpoint before it"

@@ -18,14 +18,22 @@ STAGE_NAMES = ("cfld", "vae", "source", "base", "distill")  # cfld.training.stag
 RECIPES = ("paper", "released")
 LEVELS = ("none", "attention", "all")
 GROUPS = {  # of --help
-    "what to train": ("preset", "config", "ablation", "init", "stage", "recipe"),
-    "data and run folder": ("data", "cache", "out", "workers"),
-    "length and learning rate": ("steps", "epochs", "batch", "lr", "warmup", "decay_at"),
-    "distillation": ("distillation", "guidance", "rank", "targets", "skip"),
-    "optimisation": ("min_snr", "kl", "clip", "ema", "seed"),
-    "checkpoints, samples and log": ("save_every", "keep", "sample_every", "sample_steps", "log_every", "eval_every"),
-    "speed and memory": ("accumulate", "precision", "activation_checkpointing", "compile", "device", "timeout"),
-}
+    "model: the architecture, and the weights to start from": ("preset", "config", "ablation", "init", "finetune"),
+    "data: pairs of photos, and how they are loaded": ("data", "cache", "workers"),
+    "run folder: where all is written, and how a run begins or goes on": ("out", "resume", "force", "dry_run"),
+    "objective: what trains, and what it learns": ("stage", "recipe", "min_snr"),
+    "only of --stage vae": ("kl",),
+    "only of --stage distill": ("distillation", "guidance", "rank", "targets", "skip"),
+    "length of the training": ("steps", "epochs"),
+    "optimisation: batch, learning rate, gradient, EMA": (
+        "batch", "lr", "warmup", "decay_at", "clip", "ema", "seed",
+    ),
+    "checkpoints": ("save_every", "keep"),
+    "what to watch: log, samples, validation loss": ("log_every", "sample_every", "sample_steps", "eval_every"),
+    "precision, memory and devices": (
+        "precision", "accumulate", "activation_checkpointing", "compile", "device", "timeout",
+    ),
+}  # fmt: skip
 
 
 METAVARS = {int: "N", float: "X"}
@@ -188,16 +196,20 @@ def parse(argv: list[str] | None, description: str | None) -> tuple[TrainConfig,
             choices=choices,
             metavar=None if choices else METAVARS.get(kind, f.name.upper()),
         )
-    parser.add_argument(
+    groups["resume"].add_argument(
         "--resume",
         nargs="?",
         const="latest",
         metavar="CHECKPOINT",
         help="continue the run in --out, from its latest or this checkpoint",
     )
-    parser.add_argument("--force", action="store_true", help="remove the run in --out and start anew")
-    parser.add_argument("--finetune", metavar="DIR", help="start from a model folder: its weights and architecture")
-    parser.add_argument("--dry-run", action="store_true", help="take two steps, print memory and time, write nothing")
+    groups["force"].add_argument("--force", action="store_true", help="remove the run in --out and start anew")
+    groups["finetune"].add_argument(
+        "--finetune", metavar="DIR", help="start from a model folder: its weights and architecture"
+    )
+    groups["dry_run"].add_argument(
+        "--dry-run", action="store_true", help="take two steps, print memory and time, write nothing"
+    )
     for word in sys.argv[1:] if argv is None else argv:
         if word.partition("=")[0] in FORMER_FLAGS:
             raise UserError(f"{word} is now {FORMER_FLAGS[word.partition('=')[0]]}")
@@ -262,12 +274,14 @@ def saved_options(out: Path) -> dict[str, Any]:
 
 def checked_options(values: dict[str, Any], out: Path) -> TrainConfig:
     """Saved options as a TrainConfig. Raises UserError if they are damaged."""
-    try:
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise UserError(
-            f"{out}/config.json holds options that cannot be read ({error}): choose another --out"
-        ) from None
+    hints = typing.get_type_hints(TrainConfig)
+    for name, value in values.items():
+        kinds = typing.get_args(hints[name]) or (hints[name],) if name in hints else ()
+        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            found = f"an option {name!r:.60}" if name not in hints else f"{name} {value!r:.60}"
+            raise UserError(f"{out}/config.json must hold the options of a run, found {found}: choose another --out")
+    return TrainConfig(**values)
 
 
 def refuse_run(out: Path, force: bool) -> None:

@@ -146,7 +146,7 @@ def read_run_config(path: Path) -> CFLDConfig:
     """The architecture that a run was begun with. Raises UserError."""
     try:
         return from_dict(read_object(path, "model")["model"])
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path} must hold a run's architecture ({error}): choose another --out") from None
 
 
