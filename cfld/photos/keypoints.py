@@ -96,7 +96,8 @@ def joints_of(
     The others are as joints_from takes them.
     """
     points, said = pick(frame.people, person), frame.size or pose_size
-    if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
+    placed = (points[:, :2] > 0).any(axis=1)
+    if not (placed & (points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
         least = f"of at least {min_confidence}" if min_confidence else "above 0"
         raise Nobody(f"person {person} has no joint of a score {least}: check --person and --min-confidence")
     size = said or photo_size or frame_size(points)
@@ -117,18 +118,27 @@ def joints_of(
     return joints, size
 
 
+def one_each(frame: Frame) -> list[Frame]:
+    """People who may be frames -> a frame of each."""
+    return [Frame([points], frame.size, str(number)) for number, points in enumerate(frame.people)]
+
+
 def only(frames: list[Frame], part: str | None = None) -> Frame:
     """The frame that a part names, by its number or the name of its image, or the only one. Raises UserError."""
     if part is None and len(frames) == 1:
         return frames[0]
-    names = [str(frame.name) for frame in frames]
     if part is None:
-        raise UserError(f"holds {len(frames)} images, but one is asked for: add #NAME to the file, such as #{names[0]}")
-    if part in names:
-        return frames[names.index(part)]
-    if part.isdecimal() and int(part) < len(frames):
-        return frames[int(part)]
-    raise UserError(f"has no image named {part!r} among {len(frames)}, such as {names[0]}")
+        raise UserError(
+            f"holds {len(frames)} images, but one is asked for: add #NAME to the file, such as #{frames[0].name}"
+        )
+    count = len(frames[0].people) if frames[0].or_frames else len(frames)
+    number = int(part) if part.isdecimal() and len(part) < 10 else count
+    if frames[0].or_frames and number < count:
+        return frames[0]._replace(people=frames[0].people[number : number + 1])
+    named = (frame for frame in frames if frame.name == part)
+    if found := next(named, frames[number] if number < count else None):
+        return found
+    raise UserError(f"has no image named {part!r} among {count}, such as {frames[0].name or 0}")
 
 
 def joints_from(
@@ -140,9 +150,9 @@ def joints_from(
 ) -> Joints:
     """What a pose estimator has found -> joints (18, 2) and the size of their image. Raises UserError.
 
-    content: a value of JSON in any form of docs/poses.md; or an array or nested lists (n, c) or (people, n, c), n one
-        of COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in
-        pixels or as fractions of the image
+    content: of one image: a value of JSON in any form of docs/poses.md; or an array or nested lists (n, c) or
+        (people, n, c), n one of COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and
+        perhaps presence; in pixels or as fractions of the image
     pose_size: (height, width) of the image, unless the content says it. None: FRAME, if the joints can be in it
     person: whose pose, counted from 0
     min_confidence: joints of a lower score are missing
