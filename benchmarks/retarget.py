@@ -24,7 +24,7 @@ from cfld.photos.retarget import BODY, HIPS, TREE, retarget
 from cfld.tools.pictures import save_image
 
 METRE, GROUND = 100, 0.9 * FRAME[0]  # pixels; all people fit into the frame, also with their arms up
-FIRST, LAST = people.TRAINING_SEEDS, people.TRAINING_SEEDS + 300
+FIRST, LAST = people.TRAINING_SEEDS + 1000, people.TRAINING_SEEDS + 1300  # not those that retarget was tuned on
 ANKLES = [10, 13]
 
 

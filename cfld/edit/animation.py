@@ -15,8 +15,8 @@ from cfld.tools.cli import UserError
 from cfld.tools.files import atomic
 from cfld.tools.pictures import save_image
 
-# The most frames per second of each kind, by suffix. GIF counts hundredths of a second, and browsers slow down frames of
-# 10 ms and less.
+# The most frames per second of each kind, by suffix. GIF counts hundredths of a second, and browsers slow down frames
+# of 10 ms and less.
 ANIMATIONS = {".gif": 50, ".webp": 60, ".mp4": 120}
 QUALITY = 90  # of WebP, within 0 .. 100
 # H.264 in the form that browsers and phones play. The colours are converted by the standard that the file names:
