@@ -33,7 +33,7 @@ from cfld.photos.units import check_keypoints
 from cfld.pose import FRAME, pose_maps
 from cfld.samplers import SAMPLERS, STUDENT_SAMPLERS, Past
 from cfld.scheduler import Scheduler
-from cfld.tools.checks import described
+from cfld.tools.checks import described, is_number
 from cfld.tools.cli import UserError
 from cfld.tools.pictures import read_image, to_rgb, turned_upright
 from cfld.vae import VAE
@@ -44,10 +44,6 @@ Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, 
 Photo = Image.Image | np.ndarray | str | os.PathLike[str]
 NoisePredictor = Callable[[Tensor, Tensor, Conditions], Tensor]  # a CFLD: (z_t, timesteps, conditions) -> noise_pred
 OnStep = Callable[[int, Tensor], None]  # takes the step 0, 1, ... and the x_0 (B, C, h, w) predicted there
-
-
-def _is_number(value: object, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -62,19 +58,19 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0, math.inf)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.steps, numbers.Integral) or self.steps < 1:
+        if not is_number(self.steps, numbers.Integral) or self.steps < 1:
             raise UserError(f"steps must be a whole number of at least 1, found {str(self.steps)[:60]}")
         if self.sampler not in [*SAMPLERS, "turbo"]:
             raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, found {str(self.sampler)[:60]!r}")
         for name in ("pose_scale", "appearance_scale"):
             scale = getattr(self, name)
-            if not _is_number(scale) or not abs(scale) <= SCALE_LIMIT:
+            if not is_number(scale) or not abs(scale) <= SCALE_LIMIT:
                 limits = f"-{SCALE_LIMIT} .. {SCALE_LIMIT}"
                 raise UserError(f"{name} must be a number within {limits}, found {str(scale)[:60]}")
         interval = self.guidance_interval
         if isinstance(interval, str) or not hasattr(interval, "__len__"):
             raise UserError(f"guidance_interval must be two numbers, found {str(interval)[:60]!r}")
-        if not (len(interval) == 2 and all(map(_is_number, interval)) and interval[0] <= interval[1]):
+        if not (len(interval) == 2 and all(map(is_number, interval)) and interval[0] <= interval[1]):
             found = " ".join(map(str, interval))
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
 
@@ -316,7 +312,7 @@ def default_size(image_size: int) -> tuple[int, int]:
 def check_size(size: tuple[int, int], name: str = "size") -> None:
     """Raise UserError unless pictures of this size (height, width) show people as they are; name: of what to blame."""
     whole = hasattr(size, "__len__") and len(size) == 2
-    if not whole or not all(_is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
+    if not whole or not all(is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
         raise UserError(f"{name} must be height and width, whole numbers within 1 .. 8192, found {str(size)[:60]}")
     height, width = size
     if not same_shape(FRAME, size):
@@ -362,7 +358,7 @@ def generate(
             f"{described(array)}: cfld.keypoints_from converts other layouts, cfld.read_pose reads files"
         )
     keypoints = torch.from_numpy(array.astype(np.float32).reshape(-1, 18, 2))
-    if not _is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
+    if not is_number(seed, numbers.Integral) or not 0 <= seed < 2**63 - len(keypoints):
         raise UserError(f"seed must be a whole number of at least 0 and below 2^63, found {str(seed)[:60]}")
     seed = int(seed)
     if source_keypoints is not None:

@@ -13,6 +13,7 @@ cfld.photos.layouts.
 import argparse
 import functools
 import json
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cfld.photos.layouts import LAYOUTS, choose, used_points
 from cfld.photos.skeleton import is_skeleton, read_skeleton
 from cfld.photos.units import SIZE_ADVICE, check_annotations, check_fractions, check_guess, check_inside
 from cfld.pose import FRAME, JOINTS
+from cfld.tools.checks import described, is_number
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
@@ -81,6 +83,23 @@ def to_joints(points: np.ndarray, size: Size, min_confidence: float, layout: str
     return choose(points, seen, layout)
 
 
+def checked_reading(pose_size: Any, person: Any, min_confidence: Any, layout: Any) -> Size | None:
+    """What joints_from takes beside the content -> its pose_size as two plain numbers. Raises UserError for another
+    type or range than it takes; persons are counted by pick."""
+    if not is_number(person, numbers.Integral):
+        raise UserError(f"person must be a whole number, found {described(person)}")
+    if not is_number(min_confidence) or not 0 <= min_confidence <= 1:
+        raise UserError(f"min_confidence must be a number within 0 .. 1, found {described(min_confidence)}")
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, found {described(layout)}")
+    if pose_size is None:
+        return None
+    sides = tuple(pose_size) if isinstance(pose_size, (tuple, list, np.ndarray)) else ()
+    if len(sides) != 2 or not all(is_number(side) and 0 < side < 1e6 for side in sides):
+        raise UserError(f"pose_size must be (height, width), two positive numbers, found {described(pose_size)}")
+    return float(sides[0]), float(sides[1])
+
+
 def joints_of(
     frame: Frame,
     pose_size: tuple[int, int] | None = None,
@@ -95,7 +114,8 @@ def joints_of(
         it
     The others are as joints_from takes them.
     """
-    points, said = pick(frame.people, person), frame.size or pose_size
+    asked = checked_reading(pose_size, person, min_confidence, layout)
+    points, said = pick(frame.people, person), frame.size or asked
     placed = (points[:, :2] > 0).any(axis=1)
     if not (placed & (points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
         least = f"of at least {min_confidence}" if min_confidence else "above 0"

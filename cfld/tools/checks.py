@@ -26,6 +26,11 @@ def described(value: object) -> str:
     return f"{type(value).__name__} {str(value)[:60]!r}"
 
 
+def is_number(value: object, kind: type = numbers.Real) -> bool:
+    """Whether a value is a number, of numpy too, and no bool."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_tensor(name: str, x: object, shape: Sequence[int | str], like: Tensor | None = None) -> None:
     """Raise ValueError unless x is a floating-point tensor of a shape, which any size fits where it has a letter.
 
