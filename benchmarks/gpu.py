@@ -6,7 +6,7 @@
 Needs diffusers, for the official loop, and pytest. Random weights of the true shapes stand in for the public ones. Both
 sides of a comparison have the same.
 
-Letters in shapes: B pairs, R rows of the UNet.
+Letters in shapes: B pairs.
 """
 
 import argparse
@@ -55,8 +55,7 @@ class Clock:
 
 
 def measured(act: Callable[[], object], device: torch.device, rounds: int) -> Row:
-    """The median of the seconds of some calls after a first one, and the peak of memory in GiB; or that memory is too
-    small."""
+    """The median seconds of some calls after a first one, and the peak memory in GiB; or that memory is too small."""
     try:
         act()
         memory(device)
@@ -82,14 +81,14 @@ def run_tests(device: torch.device) -> str:
 
 
 def official_row(setup: Setup, steps: int) -> Row:
-    """A picture by the official loop."""
+    """An image by the official loop."""
     theirs = setup.official()
     took = measured(lambda: official_loop(setup, theirs, steps, 0), setup.device, 1)
     return {"what": "the official loop", "batch": 1, "steps": steps, **took}
 
 
 def sampling_rows(setup: Setup, options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
-    """Whole pictures with decoding, by kind and batch; the official loop first."""
+    """Whole images with decoding, by kind and batch; the official loop first."""
     shortened: Callable[[SamplingConfig], SamplingConfig] = (
         (lambda c: dataclasses.replace(c, steps=min(c.steps, 2))) if options.quick else (lambda c: c)
     )
@@ -218,8 +217,7 @@ def training_rows(options: argparse.Namespace, device: torch.device, clock: Cloc
 
 
 def largest_batch(rows: list[Row], what: str, gb: float) -> int | None:
-    """How many pairs fit in so many GB, by the line through the memory of the fewest and the most pairs; nine tenths of
-    a card are counted."""
+    """How many pairs fit in nine tenths of so many GB, by the line through the memory of the fewest and most pairs."""
     found = [(row["pairs"], row["gib"]) for row in rows if row["what"] == what and "gib" in row]
     if len(found) < 2:
         return None
@@ -249,7 +247,7 @@ def gpu_page(found: dict[str, Any]) -> str:
         painted.append([row["what"], str(row["batch"]), *cells(row, work), f"{per:.3g}" if per else "", faster])
     steps, best = [], 0.0
     for row in training:
-        rows = 6 * row["pairs"]  # forward and backward of 2 rows; in --stage distill 6 forwards as well
+        rows = 6 * row["pairs"]  # forwards: 2 samples forward and backward; in --stage distill 4 forward, one backward
         per = row["pairs"] / row["seconds"] if "seconds" in row else 0
         days = f"{TRAINING_PAIRS * EPOCHS / per / 86400:.1f}" if per else ""
         if per and row["what"].startswith("cached latents"):
@@ -270,12 +268,12 @@ def gpu_page(found: dict[str, Any]) -> str:
         paragraph(
             "Share of the peak: the operations of the UNet and the decoder, divided by time and by the card's best "
             f"matrix product in the same run, {peak / 1e12:.3g} TFLOP/s. A training step of a pair counts six times a "
-            "UNet row: two rows, forward and backward."
+            "UNet forward of one sample: two samples, forward and backward."
         ),
         "",
         "## Sampling",
         "",
-        table(["", "batch", "seconds", "peak GiB", "share of the peak", "pictures/s", "speed-up"], painted),
+        table(["", "batch", "seconds", "peak GiB", "share of the peak", "images/s", "speed-up"], painted),
         "",
         "## A training step",
         "",
@@ -290,7 +288,7 @@ def gpu_page(found: dict[str, Any]) -> str:
 
 
 def operations(setup: Setup) -> dict[str, float]:
-    """The floating-point operations of one UNet row and of decoding one image."""
+    """The floating-point operations of a UNet forward of one sample and of decoding one image."""
     one = setup.inputs(1)
     acts: dict[str, Callable[[], object]] = {
         "row": lambda: setup.model(*one),
@@ -302,10 +300,10 @@ def operations(setup: Setup) -> dict[str, float]:
 def run(options: argparse.Namespace) -> None:
     """Test, sample and train on a card, and write docs/gpu.md.
 
-    First the tests marked cuda; then pictures by DDPM-50, --fast and --turbo, in batches of 1 to 32, compiled and not;
-    then training steps of 1 to 28 pairs, with each level of activation checkpointing, cached and not; the official
-    method beside both. What does not fit in memory is said so. Results are written after each row; what the time does
-    not allow is left out.
+    First the tests marked cuda; then images by DDPM-50, --fast and --turbo, in batches of 1 to 32, compiled and not;
+    then training steps of 1 to 28 pairs, with each level of activation checkpointing, with and without cached latents;
+    and the official method for both. Rows that do not fit in memory say so. Results are written after each row; what
+    does not fit in the time is left out.
 
         python benchmarks/gpu.py run
     """

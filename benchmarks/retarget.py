@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cfld import people
-from cfld.people.dress import figure, posed_joints
+from cfld.people.dress import bare_body, figure, posed_joints
 from cfld.people.render import DISTANCE, FRAME, frame, pose_figure
 from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.photos.retarget import BODY, HIPS, TREE, retarget
@@ -43,8 +43,8 @@ def joints_of(seed: int, pose: people.Pose, hidden: bool = False) -> np.ndarray:
 
 
 def height(seed: int) -> float:
-    """A person's height from ankle to eyes, metres, at rest."""
-    joints = posed_joints(figure(people.identity(seed)).vertices)
+    """A person's height from ankle to eyes, metres, at rest and without clothes."""
+    joints = posed_joints(bare_body(people.identity(seed))[0])
     return float(joints[:, 2].max() - joints[:, 2].min())
 
 

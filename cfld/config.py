@@ -27,8 +27,8 @@ class DistilledConfig:
     """How a student was distilled (cfld/training/distill.py), and therefore how it is sampled."""
 
     recipe: str = "consistency"  # of DISTILLATIONS
-    scale: float = 2.0  # w_pose = w_app of Eq. 7, which the student has taken in
-    rank: int | None = None  # of its adapters (cfld/student.py); None: all UNet weights were trained
+    scale: float = 2.0  # w_pose = w_app of Eq. 7, which is part of the student
+    rank: int | None = None  # of its adapters (cfld/student.py); None: none, all UNet weights were trained
     targets: str = "linear"  # the layers that have adapters: attention, linear, or all
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class CFLDConfig:
 
 
 SD15 = CFLDConfig()
-TINY = CFLDConfig(  # docs/tiny.md: how these widths were found
+TINY = CFLDConfig(  # the bundled model's: docs/tiny.md
     image_size=128,
     unet_trainable="all",  # there is no public UNet of this size to keep frozen
     unet=UNetConfig(latent_channels=8, channels=(96, 128, 128, 96), num_heads=2, context_width=192, groups=8),

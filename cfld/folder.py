@@ -3,7 +3,7 @@
 A partial model folder, as --stage vae and --stage source write it, has vae.safetensors, perhaps
 source_encoder.safetensors, and no model.safetensors.
 
-turbo.safetensors, if there is one, holds what a student (cfld/student.py) has of its own; the rest is the model's.
+turbo.safetensors, if there is one, holds the weights in which a student (cfld/student.py) differs from the model.
 """
 
 import json
@@ -31,8 +31,8 @@ def assign(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> None:
     """Load these tensors into a module without copying (also from the meta device); dtype: of floating-point tensors.
-    Raises UserError, which names the source and counts what is wrong, unless the names are exactly the module's and
-    each shape is right and each floating-point tensor is one."""
+    Raises UserError, which names the source and counts what is wrong, unless names and shapes are exactly the module's,
+    and tensors are floating-point where the module's are."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -93,8 +93,8 @@ def load(
     folder: None for the bundled model
     device, dtype: where and as what to hold the weights
     channels_last: hold the weights of convolutions in torch's channels_last memory format, which samples faster
-    turbo: the folder's student in the place of its model: that of turbo.safetensors, its adapters merged, or the model
-        itself if it is one
+    turbo: load the folder's student instead of its model: that of turbo.safetensors, with its adapters merged, or the
+        model itself if it is a student
     -> the model and its VAE, in eval mode
     Raises UserError if a file is missing, damaged, or does not fit the config, if the device cannot be used, or if
     there is no student.
@@ -138,11 +138,11 @@ def student_file(folder: Path) -> Path:
 
 
 def load_student(folder: str | Path | None, model: CFLD) -> CFLD:
-    """The student in a model folder, apart: it shares with the model, which is unchanged, all weights but its own.
+    """The student in a model folder. It shares all weights but its own with the model, which is unchanged.
 
     folder: None for the bundled model
     model: what load() has read from the folder
-    Raises UserError if there is none, or if it is damaged or of another architecture.
+    Raises UserError if there is none, or if it is damaged or for another architecture.
     """
     path = student_file(bundled() if folder is None else Path(folder))
     tensors, metadata = read_safetensors(path, model.dtype)

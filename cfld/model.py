@@ -175,7 +175,7 @@ class CFLD(nn.Module):
         """Predict the noise in z_t.
 
         noisy_latents z_t (B, 4, 64, 64), in float32 also where the model is not: at zero terminal SNR, the noise that a
-            velocity implies is z_t but for its last digits
+            velocity implies differs from z_t only in its last digits, on which x_0 depends
         timesteps (B,) integers, or (1,), one for all samples
         conditions of B samples
         -> noise_pred (B, 4, 64, 64); of a UNet that predicts the velocity, the noise that it implies, in float32

@@ -29,7 +29,7 @@ ENCODED_IMAGES = 8  # at a time, so that the VAE's activations stay small
 
 @dataclass(frozen=True)
 class StepNoise:
-    """Everything random in a step, but for the choice of its B pairs."""
+    """Everything random in a step, except the choice of its B pairs."""
 
     flips: Tensor  # (B,) uniform: the source encoder's image is mirrored where < 0.5
     depth: Tensor  # (B, branches) uniform: stochastic depth of the source encoder

@@ -103,7 +103,7 @@ def add_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The SamplingConfig that add_options' options ask for. Raises UserError that names the option."""
     if options.turbo and (options.fast or options.sampler):
-        raise UserError("--turbo must stand without --fast and --sampler: a student has its own sampler")
+        raise UserError("--turbo must be given without --fast and --sampler: a student has its own sampler")
     base = TURBO if options.turbo else FAST if options.fast else PAPER
     try:
         return SamplingConfig(
@@ -139,7 +139,7 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     photo = read_image(path, upright=True)
     if pose is None:
         if options.retarget:
-            raise UserError("--retarget must know the person's bones, found no --source-pose: add it")
+            raise UserError("--retarget needs the joints of the person in the photo, found no --source-pose: add it")
         return fitted(photo), None
     how = pose_settings(options) | {
         "person": options.source_person,

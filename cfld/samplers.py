@@ -4,12 +4,12 @@
     DPM-Solver++(2M)     Lu et al. 2022, DPM-Solver++: Fast Solver for Guided Sampling
     UniPC                Zhao et al. 2023, UniPC: A Unified Predictor-Corrector Framework
 
-and those of students, which were distilled for a few steps (cfld/training/distill.py):
+and those of students, which are distilled for a few steps (cfld/training/distill.py):
 
     consistency          Luo et al. 2023, Latent Consistency Models
     trajectory           Zheng et al. 2024, Trajectory Consistency Distillation
 
-A step goes from x_t to x at t_next by way of x_0, the clean latents predicted at t. It keeps nothing between calls: a
+A step goes from x_t to x at t_next, given x_0, the clean latents predicted at t. It keeps nothing between calls: a
 multistep sampler is given the predictions of earlier steps.
 
 To add a sampler, write its step and an entry of SAMPLERS. The limits: denoise (cfld/sampling.py) evaluates the UNet
@@ -67,7 +67,7 @@ def dpmpp_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_nex
     first step has only one prediction; the last step, whose h is infinite, uses only one.
 
     latents, x_0 (B, C, h, w), t, t_next: as in Scheduler.ddpm_step
-    past: the predictions of earlier steps; the last one counts
+    past: the predictions of earlier steps; the last one is used
     -> latents (B, C, h, w) at t_next
     """
     (_, sigma, lambda_t), (alpha_next, sigma_next, lambda_next) = marginal(scheduler, t), marginal(scheduler, t_next)
@@ -80,7 +80,7 @@ def dpmpp_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_nex
 
 
 def unipc_correction(scheduler: Scheduler, x_0: Tensor, t: int, past: Past) -> Tensor:
-    """UniC: what to add to x_t, where dpmpp_step has led, now that x_0 is known at its end.
+    """UniC: what to add to x_t, to which dpmpp_step has led, once the x_0 predicted at t is known.
 
     Between t_prev and t, let lambda = lambda_prev + u h. The exact solution (Lu et al. 2022, Eq. 9) is
 
@@ -109,7 +109,7 @@ def unipc_correction(scheduler: Scheduler, x_0: Tensor, t: int, past: Past) -> T
 
 def unipc_step(scheduler: Scheduler, latents: Tensor, x_0: Tensor, t: int, t_next: int, past: Past = ()) -> Tensor:
     """One step of UniPC of order 2 with B_2(h) = e^h - 1 ("bh2"): correct x_t by UniC, then go on by UniP, which at
-    this order and with this B is DPM-Solver++(2M)'s step. Arguments as in dpmpp_step; the last two of past count."""
+    this order and with this B is DPM-Solver++(2M)'s step. Arguments as in dpmpp_step; the last two of past are used."""
     if past:
         latents = latents + unipc_correction(scheduler, x_0, t, past)
     return dpmpp_step(scheduler, latents, x_0, t, t_next, past)
@@ -163,7 +163,7 @@ class Sampler:
     step: Callable[..., Tensor]  # (scheduler, latents, x_0, t, t_next, noise or past) -> latents at t_next
     spacing: str  # of Scheduler.sampling_timesteps: the one with which diffusers runs SD 1.5's files
     stochastic: bool = False  # whether the step's last argument is fresh noise
-    multistep: bool = False  # whether it is the past
+    multistep: bool = False  # whether it is the predictions of earlier steps
 
 
 SAMPLERS = {
@@ -172,7 +172,7 @@ SAMPLERS = {
     "dpm++": Sampler(dpmpp_step, "linspace", multistep=True),
     "unipc": Sampler(unipc_step, "linspace", multistep=True),
 }
-STUDENT_SAMPLERS = {  # by what a student was distilled with: cfld.config.DISTILLATIONS
+STUDENT_SAMPLERS = {  # by the recipe of the distillation, of cfld.config.DISTILLATIONS
     "consistency": Sampler(consistency_step, "linspace", stochastic=True),
     "trajectory": Sampler(trajectory_step, "linspace", stochastic=True),
 }

@@ -39,7 +39,7 @@ from cfld.tools.pictures import read_image, to_rgb, turned_upright
 from cfld.vae import VAE
 
 SCALE_LIMIT = 100  # of guidance, either sign
-DECODED_PIXELS = 2**19  # at a time: two images of 512x512, for which the decoder needs a GiB in half precision
+DECODED_PIXELS = 2**19  # decoded at a time: two images of 512x512, for which the decoder needs a GiB in half precision
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, one per image, or torch's global one
 Photo = Image.Image | np.ndarray | str | os.PathLike[str]
 NoisePredictor = Callable[[Tensor, Tensor, Conditions], Tensor]  # a CFLD: (z_t, timesteps, conditions) -> noise_pred
@@ -75,38 +75,38 @@ class SamplingConfig:
             raise UserError(f"guidance_interval must be LOW HIGH with LOW <= HIGH, found {found}")
 
     def check_steps(self, config: CFLDConfig, name: str = "steps") -> None:
-        """Raise UserError if steps exceed the schedule; name: of the option to blame."""
+        """Raise UserError if steps exceed the schedule. name: how the error names the option."""
         most = config.scheduler.num_timesteps - 1
         if self.steps > most:
             raise UserError(f"{name} must be within 1 .. {most}, found {self.steps}")
 
     def check_student(self, distilled: DistilledConfig | None) -> None:
-        """Raise UserError unless a student is sampled as such, with the scales that it has taken in, and no other model
-        is."""
+        """Raise UserError unless a student is sampled with TURBO's sampler and its own scales, and any other model with
+        another sampler."""
         if distilled is None:
             if self.sampler == "turbo":
                 raise UserError(
-                    "--turbo must be used with a student of few steps, found a model that is none: leave it out, or "
-                    "make one by python -m cfld.train --stage distill --init DIR"
+                    "--turbo must be used with a student of few steps, found another model: leave it out, or make a "
+                    "student with python -m cfld.train --stage distill --init DIR"
                 )
             return
         if self.sampler != "turbo":
             raise UserError(
                 f"this model is a student of few steps without guidance, which must be sampled with --turbo "
-                f"(in Python cfld.sampling.TURBO), found sampler {self.sampler}; its teacher takes any"
+                f"(in Python cfld.sampling.TURBO), found sampler {self.sampler}; its teacher takes any sampler"
             )
         scales, taken = (self.pose_scale, self.appearance_scale), distilled.scale
         if scales != (taken, taken) or self.guidance_interval != SamplingConfig.guidance_interval:
             raise UserError(
-                f"with --turbo the scales must be {taken:g} and {taken:g} at all timesteps, which the student has "
-                f"taken in, found {scales[0]:g} and {scales[1]:g}"
+                f"with --turbo the scales must be {taken:g} and {taken:g} at all timesteps, as the student was "
+                f"distilled, found {scales[0]:g} and {scales[1]:g}"
                 + ("" if self.guidance_interval == SamplingConfig.guidance_interval else " in an interval")
             )
 
 
 PAPER = SamplingConfig()
 FAST = SamplingConfig(steps=15, sampler="dpm++")  # close to PAPER (docs/speed.md)
-TURBO = SamplingConfig(steps=4, sampler="turbo")  # of a student, one UNet row a step (docs/turbo.md)
+TURBO = SamplingConfig(steps=4, sampler="turbo")  # of a student, one branch per step (docs/turbo.md)
 TURBO_HELP = f"{TURBO.steps} steps of the model folder's student, unless --steps is given"
 
 
@@ -141,8 +141,8 @@ def guidance(
             +            w_app eps(z_t, t, x_s, x_tp)
 
     conditions of B samples, null_prompt (1, L, P) -> R weights, and the R branches, one after the other: R * B samples.
-    At the paper's scales of 2 and 2 the middle weight is 0 and R is 2. At unequal scales that branch counts, and no
-    recipe trains it (CFLD.drop).
+    At the paper's scales of 2 and 2, the middle weight is 0 and R is 2. At unequal scales it is not 0, though no recipe
+    trains that branch (CFLD.drop).
     """
     prompt = null_prompt.to(conditions.prompt.dtype).expand_as(conditions.prompt)
     unconditional = Conditions(prompt, None, None)
@@ -220,7 +220,7 @@ def denoise(
     scheduler = model.scheduler
     sampler = STUDENT_SAMPLERS[distilled.recipe] if distilled else SAMPLERS[config.sampler]
     timesteps = scheduler.sampling_timesteps(config.steps, sampler.spacing)
-    scales = (1, 1) if distilled else (config.pose_scale, config.appearance_scale)  # a student has taken Eq. 7 in
+    scales = (1, 1) if distilled else (config.pose_scale, config.appearance_scale)  # a student has learned Eq. 7
     guided = guidance(conditions, model.null_prompt, *scales)
     lowest, highest = config.guidance_interval
     side, device = model.config.image_size // vae.config.factor, model.device
@@ -310,7 +310,8 @@ def default_size(image_size: int) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], name: str = "size") -> None:
-    """Raise UserError unless pictures of this size (height, width) show people as they are; name: of what to blame."""
+    """Raise UserError unless pictures of this size (height, width) keep people's proportions. name: how the error names
+    the size."""
     whole = hasattr(size, "__len__") and len(size) == 2
     if not whole or not all(is_number(side, numbers.Integral) and 1 <= side <= 8192 for side in size):
         raise UserError(f"{name} must be height and width, whole numbers within 1 .. 8192, found {str(size)[:60]}")

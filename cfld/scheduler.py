@@ -105,7 +105,7 @@ class Scheduler:
         return ((1 - uniform**3) * T).long().clamp(0, T - 1)
 
     def sampling_timesteps(self, steps: int, spacing: str = "leading") -> list[int]:
-        """The timesteps of sampling in order, noisiest first, as diffusers spaces them.
+        """The timesteps of sampling, noisiest first, spaced as in diffusers.
 
         spacing: "leading", from below T - 1 down to 1 (50 steps: 981, 961, ..., 21, 1), or "linspace", from T - 1 down
             to above 0 (50 steps: 999, 979, ..., 40, 20). "leading" starts near T - 1 only if steps >= 10 nearly

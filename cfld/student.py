@@ -1,13 +1,13 @@
-"""Students: what distillation (cfld/training/distill.py) changes in a model, merged into its UNet or apart from it.
+"""Students: models that distillation (cfld/training/distill.py) has made from others, which are their teachers.
 
 A student is a CFLD whose config.distilled says how it was made. It differs from its teacher in the UNet alone: in all
 of its weights, or by low-rank adapters (Hu et al. 2022, LoRA) of some layers,
 
     W' x = W x + up(down(x)),
 
-where down has the layer's input and kernel and few outputs (the rank), and up, of 1x1 kernels, its output. up begins at
-0. An adapter consists of two modules within the layer, lora_down and lora_up, and a hook that adds what they give: the
-names of all other weights stay, and a layer with an adapter is called like any other.
+where down has the layer's inputs and kernel size and few outputs (the rank), and up has kernels of 1x1, the layer's
+outputs, and weights that start at 0. An adapter consists of two modules within the layer, lora_down and lora_up, and a
+hook that adds their output: the names of all other weights stay, and a layer with an adapter is called like any other.
 """
 
 import copy
@@ -42,7 +42,7 @@ def add_adapter(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tens
 
 
 def add_adapters(unet: nn.Module, rank: int, targets: str) -> None:
-    """Give layers of a UNet adapters that change nothing yet. What they are drawn from is torch's global generator."""
+    """Give layers of a UNet adapters that change nothing yet, initialised from torch's global generator."""
     for layer in layers_of(unet, targets).values():
         place: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
@@ -59,7 +59,7 @@ def add_adapters(unet: nn.Module, rank: int, targets: str) -> None:
 
 
 def change(layer: Layer) -> Tensor:
-    """What an adapter adds to the weight of its layer, in float32."""
+    """What the adapter adds to the weight of its layer, in float32."""
     down, up = (layer.get_submodule(name).weight.detach().float() for name in ("lora_down", "lora_up"))  # type: ignore[operator]
     return (up.flatten(1) @ down.flatten(1)).view(layer.weight.shape)
 
@@ -78,11 +78,11 @@ def merge_adapters(unet: nn.Module) -> None:
 
 
 def student_of(teacher: CFLD, distilled: DistilledConfig, tensors: Mapping[str, Tensor]) -> CFLD:
-    """A student that shares with its teacher all weights but its own, and does not change the teacher.
+    """A student that shares all weights but its own with its teacher, which is unchanged.
 
     distilled: how it was made
-    tensors: what it has of its own, by names of a CFLD: unet.NAME, of all UNet weights or of its adapters
-    Raises KeyError for a tensor that it lacks, ValueError for one that it has no place for or of another shape.
+    tensors: its own weights, by names of a CFLD, unet.NAME: all UNet weights, or its adapters
+    Raises KeyError if a tensor is missing, ValueError if one has no place or another shape.
     """
     shared = {id(x): x for x in (*teacher.unet.parameters(), *teacher.unet.buffers())}
     unet = copy.deepcopy(teacher.unet, shared)

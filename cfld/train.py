@@ -65,7 +65,7 @@ def learning_rate(step: int, total: int, options: TrainConfig) -> float:
 
 
 def moved_decay(step: int, began: int | None, total: int, options: TrainConfig) -> str | None:
-    """What to tell the user if a run goes on after this step with another number of steps than it began with."""
+    """A message if a run continues after this step with another number of steps than it began with."""
     if began is None or began == total or step >= total:
         return None
     falls, fell = (math.ceil(options.decay_at * steps) for steps in (total, began))

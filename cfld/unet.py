@@ -52,7 +52,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two times norm, SiLU and convolution, with a residual; the time embedding, if given, is added between them."""
+    """Norm, SiLU and convolution, twice, with a residual; the time embedding, if given, is added between the two."""
 
     def __init__(self, channels: int, out_channels: int, groups: int, eps: float, time_width: int | None = None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A file server on 127.0.0.1 that fails as it is told, for the tests of downloads."""
+"""A file server on 127.0.0.1 that fails on demand, for the tests of downloads."""
 
 import http.server
 import re

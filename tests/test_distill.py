@@ -459,7 +459,7 @@ def test_turbo_on_the_command_line(both: Path, adapted: Path, micro_folder: Path
     refused = [*common, "--out", tmp_path / "x.png"]
     fails(sample_command, *refused, "--model", micro_folder, "--turbo", words=["no student for --turbo"])
     fails(sample_command, *refused, "--model", adapted / "model", words=["is a student", "--turbo"])
-    fails(sample_command, *refused, "--model", both, "--turbo", "--fast", words=["--turbo must stand without"])
+    fails(sample_command, *refused, "--model", both, "--turbo", "--fast", words=["--turbo must be given without"])
     fails(sample_command, *refused, "--model", both, "--turbo", "--pose-scale", 1, words=["scales must be 2 and 2"])
 
 

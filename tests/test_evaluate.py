@@ -449,7 +449,7 @@ def test_turbo_generates_with_the_student_and_says_so(
     run(*command, tmp_path / "turbo")
     made = read_json(tmp_path / "turbo" / "manifest.json")["pictures"]["made with"]
     assert made["sampler"] == "turbo" and made["steps"] == 4 and len(made[TURBO_FILE]) == 64
-    fails(main, *command, tmp_path / "x", "--sampler", "ddim", words=["--turbo must stand without --sampler"])
+    fails(main, *command, tmp_path / "x", "--sampler", "ddim", words=["--turbo must be given without --sampler"])
     fails(main, *command, tmp_path / "y", "--pose-scale", 1, words=["scales must be 2 and 2"])
 
 

@@ -109,8 +109,11 @@ class Killed(BaseException):
     """What no code catches."""
 
 
-def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path: Path, monkeypatch) -> None:
-    """Every call that changes the disk is, in turn, the first that is not reached; nor are those after it."""
+@pytest.mark.parametrize("token", ["12345678", "0a1b2c3d"])
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(token: str, tmp_path: Path, monkeypatch) -> None:
+    """Every call that changes the disk is, in turn, the first that is not reached; nor are those after it. Temporary
+    names end in eight hexadecimal digits, which may all be decimal, as a process number's are."""
+    monkeypatch.setattr("cfld.tools.files.secrets.token_hex", lambda _: token)
     survived = []
     for reached in itertools.count():
         folder = tmp_path / str(reached)

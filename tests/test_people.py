@@ -1,4 +1,4 @@
-"""The drawn people: the same bytes for the same seed, a folder in DeepFashion's layout, and nothing from outside."""
+"""Synthetic people: the same bytes for the same seed, a folder in DeepFashion's layout, and nothing from outside."""
 
 import csv
 import hashlib

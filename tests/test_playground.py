@@ -542,6 +542,20 @@ def test_everything_is_done_with_the_keyboard(server: PlaygroundServer, visit, t
 
 
 @pytest.mark.browser
+def test_the_pose_cannot_be_touched_before_the_settings_arrive(server: PlaygroundServer, visit, tmp_path: Path) -> None:
+    page = visit(address(server))
+    held: list[Any] = []
+    page.route("**/settings", lambda route: held.append(route))
+    page.reload()
+    wait_until(lambda: held or page.wait_for_timeout(10))
+    for name in ("Mirror", "Save pose", "This is the pose in the photo"):
+        assert page.get_by_role("button", name=name).evaluate("button => Boolean(button.closest('[inert]'))")
+    held[0].continue_()
+    wait_until(lambda: joint(page, "neck").count() or page.wait_for_timeout(10))
+    assert (saved_pose(page, tmp_path)[JOINTS.index("neck")] > 0).all()
+
+
+@pytest.mark.browser
 def test_poses_are_mirrored_chosen_and_loaded(server: PlaygroundServer, visit, tmp_path: Path) -> None:
     page = visit(address(server))
     before = saved_pose(page, tmp_path)

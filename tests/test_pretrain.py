@@ -66,7 +66,7 @@ def test_standardised_features_deviate_by_1_and_are_the_same_but_for_that() -> N
 def test_a_source_encoder_and_a_base_learn_from_attributes_and_the_base_then_stays_frozen(
     tmp_path: Path, micro_folder: Path
 ) -> None:
-    """Two steps of each stage, on drawn people, from memory."""
+    """Two steps of each stage, on synthetic people, from memory."""
     whole = dataclasses.replace(MICRO, unet_trainable="all")
     configs = {name: tmp_path / f"{name}.json" for name in ("all", "cross_kv")}
     for name, path in configs.items():
@@ -107,7 +107,7 @@ def test_a_base_needs_people_whose_attributes_are_known(
 
 @pytest.mark.slow
 def test_the_first_200_steps_of_each_stage_of_tiny_are_the_same_twice(tmp_path: Path) -> None:
-    data = tmp_path / "people"  # drawn once; people:8x4 would be drawn in every step
+    data = tmp_path / "people"  # rendered once; people:8x4 would be rendered in every step
     assert draw_people([str(data), "--identities", "10", "--poses", "4", "--workers", "1"]) == 0
     common = ["--preset", "tiny", "--data", str(data), "--steps", "200", "--sample-every", "0", "--device", "cpu"]
     stages = {

@@ -339,7 +339,7 @@ def test_the_held_out_loss_is_of_the_averages_and_changes_nothing(run, whole: Pa
     assert_same(weights(folder), weights(whole))
     seen = {line["step"]: line["validation loss"] for line in logged(folder) if "validation loss" in line}
     assert list(seen) == [2, 4, 6]
-    model, vae = load(folder / "model")  # the averages after step 6
+    model, vae = load(folder / "model")  # the EMA weights after step 6
     pairs = FashionPairs(fashion, "test", MICRO.image_size, MICRO.swin.image_size)
     batch = collate([pairs[place * len(pairs) // 4] for place in range(4)])
     draws = step_noise(0, NO_STEP, range(4), MICRO)

@@ -45,7 +45,7 @@ from cfld.training.checkpoint import read_learnt
 from cfld.training.options import TrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "wrong_input.md"
-HEAD = "| kind | cases | what it gets |\n|---|---|---|\n"
+HEAD = "| kind | cases | answer |\n|---|---|---|\n"
 LONGEST = 170  # characters of what the product says
 STANDING = next(joints for joints in test_units.DEEPFASHION if (joints >= 0).all())
 

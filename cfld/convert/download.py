@@ -42,7 +42,7 @@ LONGEST_WAIT = 600  # seconds that a server may ask for
 
 
 class Interrupted(Exception):
-    """Something that may be over in a moment, as a cut connection. wait: seconds that the server asks for."""
+    """A failure that may pass, such as a cut connection. wait: seconds that the server asks for."""
 
     def __init__(self, text: str, wait: float = 0.0):
         super().__init__(text)
@@ -88,7 +88,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says of a file. None: nothing."""
+    """What a server says about a file; None where it says nothing."""
 
     sha256: str | None
     size: int | None  # bytes of the whole file
@@ -97,7 +97,7 @@ class Version:
 
     @classmethod
     def of(cls, url: str, status: int, headers: Message, on_the_way: Sequence[Message]) -> "Version":
-        """Of an answer. Hugging Face says the SHA-256 and the size of large files in the redirect to where they lie."""
+        """What an answer says. Hugging Face gives the SHA-256 and the size of large files in the redirect to them."""
         linked = [
             (value.strip('"').lower(), hop.get("X-Linked-Size"))
             for hop in (*on_the_way, headers)
@@ -124,7 +124,7 @@ class Version:
 
 
 def retry_after(headers: Message) -> float:
-    """The seconds that a server asks to wait, as a number or as a date; 0 if it does not."""
+    """The seconds that a server asks us to wait, as a number or as a date; 0 if it does not."""
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
@@ -184,7 +184,7 @@ def answer(url: str, start: int = 0, token: str | None = None) -> Iterator[tuple
 
 
 def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What an answer brings. Raises Interrupted if the connection breaks; a closed one may just end."""
+    """The body of an answer, block by block. Raises Interrupted if the connection breaks; a closed one may just end."""
     while True:
         try:
             block = response.read1(BLOCK)
@@ -294,7 +294,7 @@ def attempt(url: str, path: Path, sha256: str | None, size: int | None, token: s
             raise start_over(path)
         clear(path)
         raise UserError(
-            f"{shown(url)}: {have} bytes with the SHA-256 {found} have come, expected {total or have} with "
+            f"{shown(url)}: {have} bytes with the SHA-256 {found} have arrived, expected {total or have} with "
             f"{expected or 'any'}: try another --endpoint"
         )
     with open(part, "rb") as file:

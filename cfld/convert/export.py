@@ -103,7 +103,9 @@ def adapters_in_layout(tensors: Mapping[str, Tensor], layout: str) -> dict[str, 
     for name, x in tensors.items():
         layer, _, kind = name.removeprefix("unet.").rpartition(".lora_")
         if not layer:
-            raise UserError(f"{name} is a whole weight: only adapters can be exported so, of --stage distill --rank N")
+            raise UserError(
+                f"{name} is a full weight; only adapters can be exported: train with --stage distill --rank N"
+            )
         theirs, side = unet.theirs(layer), kind.removesuffix(".weight")
         if layout == "peft":
             named[f"unet.{theirs}.lora_{'A' if side == 'down' else 'B'}.weight"] = x

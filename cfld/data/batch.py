@@ -80,7 +80,7 @@ def of_pairs(samples: Tensor, chosen: slice) -> Tensor:
 
 
 def collate(pairs: list[Pair], places: range | None = None) -> Batch:
-    """B pairs -> a Batch. places: of the pairs in the global batch; None: these pairs are all of it."""
+    """B pairs -> a Batch. places: of the pairs in the global batch; None: the pairs are the whole batch."""
     source_images, sources, targets, source_keypoints, target_keypoints, attributes = zip(*pairs, strict=True)
     samples = torch.stack([*sources, *targets])
     cached = samples.dtype != torch.uint8

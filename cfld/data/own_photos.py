@@ -21,13 +21,13 @@ Keypoints = dict[str, np.ndarray]  # the name of a photo -> (18, 2) as (y, x) in
 
 
 def make_pairs(root: Path, test_share: float, min_confidence: float, layout: str | None = None) -> dict[str, int]:
-    """Make what prepare() makes of DeepFashion from root/PERSON/photo.jpg, with joints in a file of JOINTS_BESIDE next
-    to it: lists, all ordered pairs of each person's photos, annotations.
+    """From root/PERSON/photo.jpg, with joints in a file of JOINTS_BESIDE next to it, make a data set as prepare() makes
+    it of DeepFashion: lists, annotations, and all ordered pairs of each person's photos.
 
     test_share: of the people, the last by name, that become the test split; at least 0 and below 1
     min_confidence, layout: as cfld.photos.keypoints.joints_from takes them
 
-    A photo without usable joints is named and left out, and other files are named and passed over. Returns counts by
+    Photos without usable joints and other files are named and left out. Returns counts by
     name. Raises UserError if no pair is left, or if the lists are there already.
     """
     if not root.is_dir():

@@ -131,11 +131,11 @@ def plan_generation(options: argparse.Namespace, cases: PairSet, processes: Proc
     if options.model:
         base = TURBO if options.turbo else PAPER
         if options.turbo and options.sampler:
-            raise UserError("--turbo must stand without --sampler: a student has its own sampler")
+            raise UserError("--turbo must be given without --sampler: a student has its own sampler")
         steps = base.steps if options.steps is None else options.steps
         how = SamplingConfig(steps, options.sampler or base.sampler, options.pose_scale, options.appearance_scale)
         how.check_steps(config)
-        if config.distilled or not options.turbo:  # else the student says what it has taken in
+        if config.distilled or not options.turbo:  # else the scales are the student's
             how.check_student(config.distilled)
         facts = asdict(how)
         del facts["guidance_interval"]  # which is not an option here

@@ -4,9 +4,9 @@ The region depends only on the target's joints, so that it is the same for every
 the length of the person's torso from neck to hip in pixels. Each visible bone gives an estimate: its length, divided by
 its length where T is 1. T is the largest estimate, since foreshortening makes a bone shorter and never longer.
 
-    region      all pixels within a capsule around a bone (0.15 T of those of torso, neck and thighs, 0.1 T of arms and
-                shins) or a disc of 0.25 T around the mean of nose, eyes and ears. If no hip is seen, the torso goes
-                straight down from neck and shoulders by T
+    region      all pixels within a capsule around a bone (radius 0.15 T for torso, neck and thighs, 0.1 T for arms and
+                shins) or a disc of radius 0.25 T around the mean of nose, eyes and ears. If no hip is visible, the
+                torso goes straight down from neck and shoulders by T
     face box    the square of 0.4 T around the mean of nose and eyes, if the nose and an eye are seen
 
 Images (H, W, 3) in [0, 1]; labels (H, W), part numbers as cfld.people writes them, 0 = background; masks (H, W) bool;

@@ -266,7 +266,7 @@ def files_method(paths: Sequence[Path], size: tuple[int, int]) -> Method:
 
 
 def the_truth(index: int, case: Case) -> Array:
-    """The ground truth: what no method can surpass."""
+    """The ground truth itself."""
     return case.truth
 
 

@@ -6,7 +6,8 @@
 
     photo = draw(7, index=3)                               the fourth photo of person 7: what the data set is made of
 
-Seeds below 600,000 are for training, those up to 699,999 for held-out measures, and the rest for independent checks.
+Seeds below 600,000 are for training, those up to 699,999 for validation and evaluation, the rest for independent
+checks.
 In reading order: textiles, garments, identity, pose, mesh (the body), dress (cloth on it), raster, paint, render.
 """
 

@@ -378,14 +378,20 @@ def kept_triangles(person: Identity) -> Mask:
     return keep & ~((groups == SKIN) & in_shoe[corners].all(1))
 
 
-@functools.lru_cache(maxsize=8)
-def figure(person: Identity) -> Figure:
-    """The figure of a person. Cached: several poses of one person follow each other."""
+def bare_body(person: Identity) -> tuple[Array, Array]:
+    """Vertices (B, 3) and heads of the bones (J, 3) of a person's body at rest, without clothes and hair."""
     body = mesh()
     shaped = np.concatenate([body.rest, body.bone_heads])
     for value, component in zip(person.shape, body.components, strict=True):
         shaped = shaped + np.float32(value) * component
-    vertices, bone_heads = shaped[: len(body.rest)], shaped[len(body.rest) :]
+    return shaped[: len(body.rest)], shaped[len(body.rest) :]
+
+
+@functools.lru_cache(maxsize=8)
+def figure(person: Identity) -> Figure:
+    """The figure of a person. Cached: several poses of one person follow each other."""
+    body = mesh()
+    vertices, bone_heads = bare_body(person)
     parts = [part for side in (1, -1) for part in shoe(person, vertices, bone_heads, side)]
     parts += [part for part in (falling_hair(person, bone_heads), knot(person, bone_heads)) if part]
     keep = kept_triangles(person)
@@ -423,7 +429,8 @@ def posed_vertices(person_figure: Figure, transforms: Array) -> Array:
 
 
 def posed_joints(vertices: Array) -> Array:
-    """Vertices (F, 3) of a posed figure -> its 18 OpenPose joints (18, 3); the neck lies between the shoulders."""
+    """Vertices (F, 3) of a figure, or of a body alone -> its 18 OpenPose joints (18, 3); the neck lies between the
+    shoulders."""
     body = mesh()
     joints = np.zeros((18, 3), np.float32)
     joints[body.joint_numbers] = (vertices[body.joint_vertices] * body.joint_weights[..., None]).sum(1)

@@ -175,7 +175,7 @@ def sleeve_coordinates(s: Surface) -> tuple[Array, Array]:
 
 
 def random_top(rng: Generator, female: bool) -> Top:
-    """A top with everything drawn."""
+    """A random top."""
     fabric = random_textile(rng)
     if female:
         sleeve = float(rng.choice([0, 0.12, 0.38, 0.42, 0.75, 0.97], p=[0.17, 0.05, 0.22, 0.16, 0.1, 0.3]))

@@ -305,7 +305,7 @@ def paint(
 
 
 def shade_skin_below(canvas: Canvas, person: Identity, s: Surface, on_body: Mask) -> None:
-    """The line of shadow that cuffs and hems throw on the skin under them gives cloth its thickness."""
+    """Draw the line of shadow below cuffs and hems on the skin, which gives cloth its thickness."""
     bare = on_body & (canvas.label == BARE)
     outer = person.jacket or person.top
     if outer.sleeve:

@@ -114,8 +114,8 @@ class Pose:
 
 
 def sample_pose(rng: Generator, name: str | None = None, view: str | None = None, framing: str | None = None) -> Pose:
-    """A pose with everything drawn that is not given. Who sits is seen from the front where the view would be from
-    behind, since the stool would hide too much. All is drawn, also what is given, so that the rest stays the same."""
+    """A random pose, in which what is given is fixed. A seated person is never seen from behind, where the stool would
+    hide too much. Numbers are drawn also for what is given, so that the rest stays the same."""
     odds = np.array([archetype.odds for archetype in ARCHETYPES.values()])
     drawn = str(rng.choice(list(ARCHETYPES), p=odds / odds.sum()))
     archetype = ARCHETYPES[name or drawn]

@@ -22,7 +22,7 @@ from cfld.pose import FRAME
 from cfld.tools.cli import UserError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif")  # the last two need the extra [heic]
-MOST_PIXELS = 2**27  # in a window: a panorama's would fill the memory
+MOST_PIXELS = 2**27  # in a window: that of a panorama would fill the memory
 TOLERANCE = 0.02  # of the aspect ratio: DeepFashion's own 1101x750 is 0.9 % off FRAME's, a camera's 3:2 is 3 %
 # Where a whole person's joints lie, as shares of the frame's height, height and width: as in the photos of cfld.people.
 TOP, BOTTOM, BREADTH = 0.12, 0.90, 0.80

@@ -4,7 +4,7 @@
     python -m cfld.convert fetch pose        the networks, into MODELS
 
 The detector sees a square of 224x224 and predicts circles: the middle of a person's hips, and a point of the circle
-around the body. It was trained on people who fill much of the square, so it searches the whole photo and overlapping
+around the body. It finds people who fill much of the square, so it is applied to the whole photo and to overlapping
 squares of a half and a quarter of its longer side. The landmark network sees the content of one circle, upright, in a
 square of 256x256. It predicts joints, a mask, and the circle that would have fitted. docs/poses.md says why this
 estimator, and how accurate it is.

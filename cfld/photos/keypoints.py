@@ -6,7 +6,7 @@ In names and shapes, always:
     keypoints    (18, 2) as (y, x) in cfld.pose.FRAME, -1 = missing: what the model takes
     size         (height, width) of the image
 
-The way down: read_pose -> read_joints -> read_frames (cfld.photos.formats) -> joints_of -> cfld.photos.units,
+Calls, from the top: read_pose -> read_joints -> read_frames (cfld.photos.formats) -> joints_of -> cfld.photos.units,
 cfld.photos.layouts.
 """
 
@@ -289,7 +289,8 @@ def read_text_points(path: str | Path, pose_size: tuple[int, int] | None) -> Fra
 
 @functools.lru_cache(maxsize=1)
 def frames_of_file(path: str, changed: int) -> list[Frame]:
-    """The frames of a .json, .npy or .npz file, which is read once for all its frames. changed: when, in ns."""
+    """The frames of a .json, .npy or .npz file, cached so that it is read once for all of them.
+    changed: its time of change, in ns."""
     return frames_in(read_json(path) if path.lower().endswith(".json") else read_array(path))
 
 

@@ -39,10 +39,10 @@ LAYOUTS = {  # of those with equally many points, the first is the one that a fi
     "wholebody": Layout(133, COCO),  # COCO-WholeBody: COCO's, feet, face, hands
 }
 COUNTS = sorted({layout.size for layout in LAYOUTS.values()})
-FEWEST = 8  # joints that tell an order
-# Longer bones than that in a layout, and longer by that than in another: the other is meant.
+FEWEST = 8  # joints from which an order can be told
+# A layout is wrong if its bones are longer than STRETCHED, and longer than another's by the factor BETTER.
 STRETCHED, BETTER = 1.6, 1.3
-NONSENSE = 2.4  # longer bones are no body's: those of people in all poses are up to 1.97
+NONSENSE = 2.4  # bones longer than this are not of a body: those of people in all poses are up to 1.97
 
 
 def joints_in(points: Array, seen: Array, layout: Layout) -> Array:

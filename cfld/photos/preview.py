@@ -1,4 +1,4 @@
-"""A preview of what the model sees of a photo: joints, sides and window. And its joints as OpenPose's JSON."""
+"""A preview of what the model sees of a photo (joints, sides and window), and its joints as OpenPose's JSON."""
 
 from typing import Any
 

@@ -1,20 +1,22 @@
 """Retargeting: a pose of one body, given the proportions of another.
 
-A photo shows bones shortened, by as much as they point towards the camera; how long they are is not to be seen. But the
-bones of a body are alike in all poses. So we take, for each of the two people, the most likely body by what is seen:
+A photo shows bones foreshortened when they point towards the camera, so it does not show how long they are. But a body
+has the same bones in all poses. So we estimate, for each of the two people, the most likely body given what is visible:
 
-1. A body is eight lengths (BODY), in torsos. Before anything is seen, each is that of a typical body, within a few per
-   cent (SPREAD).
-2. A bone that is seen longer than expected tells that the body has longer ones: it counts in full. A bone that is seen
-   shorter may only point towards the camera: it counts the less the shorter it is, by how much bones of its kind mostly
-   are (SHORTENED). Both sides and all frames of a sequence count; each frame has its own size.
-3. The pose gets the person's lengths from the torso outwards: each bone keeps its direction and its foreshortening, and
-   becomes longer or shorter by the ratio of the two bodies. So a bone that is seen short stays short, and what is not
-   known of a body is not changed. A missing joint stays missing; the next one is placed from the last that is there.
+1. A body is eight lengths (BODY), in torsos. A priori, each is that of a typical body, within a few per cent (SPREAD).
+2. A bone that looks longer than expected is evidence of a body with longer bones, and counts in full. A bone that looks
+   shorter may only point towards the camera: the shorter it looks, the less it counts, relative to the usual
+   foreshortening of its kind (SHORTENED). Both sides of the body and all frames of a sequence count; each frame has its
+   own size.
+3. The pose gets the person's lengths, from the torso outwards. Each bone keeps its direction and its foreshortening,
+   and its length is multiplied by the ratio of the two bodies. So a foreshortened bone stays foreshortened, and a
+   length that is known of neither body does not change. A missing joint stays missing; the next one is placed relative
+   to the last that is there.
 
-Size and place: if feet are seen in the photo and in the pose, the person is as large as in the photo, and stands on the
-ground of the pose in every frame; the way from the first frame is as much shorter as the legs, so that no foot slides.
-Otherwise, torso and place are the pose's. What would leave the frame is moved or made smaller, all frames alike.
+Size and place: if feet are visible in the photo and in the pose, the person has the size of the photo and stands on the
+ground of the pose in every frame. The way from the first frame becomes shorter by the ratio of the legs, so that no
+foot slides. Otherwise, torso and place are the pose's. What would leave the frame is moved or made smaller, in all
+frames alike.
 
 Letters in shapes: n poses, M bones seen in them.
 """
@@ -37,10 +39,10 @@ BODY = ("torso", "shoulder", "upper arm", "forearm", "hip", "thigh", "shin", "he
 # neck to nose; it points to the camera as a rule, so that is 13 % less than its length.
 TYPICAL = np.log([1.0, 0.335, 0.555, 0.484, 0.201, 0.785, 0.787, 0.373])
 SPREAD = np.array([1e-6, 0.03, 0.012, 0.03, 0.04, 0.022, 0.018, 0.03])  # of people, around TYPICAL; a share
-LIMBS = 0.026  # the same, of arms and legs together: who has long legs has long arms
-NOISE = np.array([0.02, 0.025, 0.03, 0.03, 0.025, 0.03, 0.035, 0.06])  # of what is seen, by perspective; a share
-SHORTENED = np.array([0.015, 0.7, 0.08, 0.25, 0.7, 0.05, 0.05, 0.1])  # by how much a bone mostly is; a share
-ROOM = np.array([0.08, 0.05]), np.array([0.95, 0.95])  # of FRAME's height and width: where joints may come to lie
+LIMBS = 0.026  # the same, of arms and legs together: people with long legs have long arms
+NOISE = np.array([0.02, 0.025, 0.03, 0.03, 0.025, 0.03, 0.035, 0.06])  # of visible lengths, by perspective; a share
+SHORTENED = np.array([0.015, 0.7, 0.08, 0.25, 0.7, 0.05, 0.05, 0.1])  # by how much bones of a kind usually are; a share
+ROOM = np.array([0.08, 0.05]), np.array([0.95, 0.95])  # of FRAME's height and width: the range for joints
 LIFT = 0.08  # of the torso, by which the neck rises when both arms do
 TREE = (  # parent, child, and which of BODY the bone is; parents first
     (PELVIS, NECK, 0), (NECK, 2, 1), (NECK, 5, 1), (2, 3, 2), (5, 6, 2), (3, 4, 3), (6, 7, 3), (PELVIS, 8, 4),

@@ -1,8 +1,8 @@
 """Whether joints can be those of a person in an image of a size: one rule for all readers (docs/poses.md).
 
-Joints in another unit, or of another copy or part of the image, would give a wrong pose without a word. They give
-themselves away: they lie outside the image, or all of them in its top left quarter. Poses do not: a person who is cut
-off, crouches, lies or stands on their head lies in the image, and reaches beyond that quarter.
+Joints in another unit, or of another copy or part of the image, would silently give a wrong pose. But they lie outside
+the image, or all of them in its top left quarter. The joints of a person do not: also those of a person who is cut off,
+crouches, lies or stands on their head lie in the image and reach beyond that quarter.
 
 Points (n, 3) are (x, y, score), a size is (height, width).
 """
@@ -18,11 +18,11 @@ from cfld.pose import FRAME
 from cfld.tools.cli import UserError
 
 Array = NDArray[Any]
-MARGIN = 0.03  # of the image's side: so far outside, a joint is a guess at what the image cuts off
+MARGIN = 0.03  # of the image's side: a joint that lies less far outside is a guess at what the image cuts off
 TINY = 8  # pixels from the image's corner: nobody is so small
-NEGATIVE = 0.25  # of the fractions: more are of a system whose origin is in the middle of the image or the person
-OUTSIDE = 0.5  # of the fractions: more are none of this image (a person who is cut off may have many outside)
-SPOILT = 0.05  # of a data set's photos: those of right data have no joint outside, of wrong data a quarter or more
+NEGATIVE = 0.25  # of the fractions may be negative: more have their origin in the middle of the image or the person
+OUTSIDE = 0.5  # of the fractions may lie outside (those of a person who is cut off): more are not of this image
+SPOILT = 0.05  # of a data set's photos may have a joint outside: of right data none, of wrong data a quarter or more
 SIZE_ADVICE = "--pose-size WxH (in Python pose_size, height first)"
 
 
@@ -87,8 +87,8 @@ def check_inside(points: Array, size: tuple[float, float]) -> None:
 
 
 def check_guess(points: Array, size: tuple[float, float]) -> None:
-    """Raise UserError if points (n, 3), in pixels, of all people in an image, make it improbable that it has this size,
-    which neither a file nor a user says."""
+    """Raise UserError if points (n, 3), in pixels, of all people in an image, make its size, which is only a guess,
+    improbable."""
     places = points[sure(points), :2]
     if len(places) >= FEWEST and (places < np.array(size[::-1]) / 2).all():
         x, y = places.max(axis=0)

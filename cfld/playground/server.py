@@ -5,7 +5,7 @@ The page is page.html; it loads nothing from elsewhere. The server is the standa
 
     GET  /                the page
     GET  /settings        what the page needs to know about joints, poses, samplers and the model
-    GET  /people/K.png    an example photo: synthetic person K of those on whom no model is trained
+    GET  /people/K.png    an example photo: synthetic person K of those that no training uses
     POST /photo           the bytes of a photo -> the photo as JPEG, upright
     POST /pose            {"text", "pose_size", "person", "min_confidence"} -> {"keypoints"} (18, 2) as (y, x) in FRAME
     POST /paint           {"photo", "pose", "seeds", "steps", "sampler", "pose_scale", "appearance_scale"}, and to
@@ -57,7 +57,7 @@ from cfld.tools.cli import UserError
 from cfld.vae import VAE
 
 QUEUE_LIMIT = 8  # of waiting requests
-EXAMPLES = people.OWN_SEEDS - people.TRAINING_SEEDS  # synthetic people on whom no model is trained
+EXAMPLES = people.OWN_SEEDS - people.TRAINING_SEEDS  # synthetic people that no training uses
 PRESET_POSES = {  # name: archetype, view and framing of cfld.people's poses
     "standing": ("stand", "front", "full"),
     "walking": ("walk", "quarter", "full"),

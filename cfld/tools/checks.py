@@ -1,4 +1,4 @@
-"""What must hold of the arguments of public classes and functions, each said in one sentence.
+"""Checks of the arguments of public classes and functions. Each error is one sentence.
 
 A check of a tensor reads its shape, dtype and device, which are known without the device, so it costs microseconds and
 leaves no trace in a module that torch.compile has compiled. Values are read only on the CPU.
@@ -32,9 +32,9 @@ def is_number(value: object, kind: type = numbers.Real) -> bool:
 
 
 def check_tensor(name: str, x: object, shape: Sequence[int | str], like: Tensor | None = None) -> None:
-    """Raise ValueError unless x is a floating-point tensor of a shape, which any size fits where it has a letter.
+    """Raise ValueError unless x is a floating-point tensor of this shape, in which a letter stands for any size.
 
-    like: a weight whose device x must have, and whose dtype too where autocast does not convert it
+    like: a weight; x must be on its device and, unless autocast converts x, have its dtype
     """
     fits = isinstance(x, Tensor) and x.ndim == len(shape) and x.is_floating_point()
     if fits:

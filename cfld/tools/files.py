@@ -79,12 +79,12 @@ def put_back(aside: Path, path: Path) -> None:
 
 
 LOCK = ".lock"  # of alone_in, on Windows
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
+LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d{1,7}(\.[0-9a-f]{8})?\.(?P<kind>old|tmp(\.\w+)?)|\.tmp\w{6}")
 
 
 def leftovers(folder: Path) -> dict[Path, Path | None]:
-    """What atomic(), or safetensors within it (.tmp and six letters), has left in a folder by being killed. By path:
-    for a folder that was moved aside, its place; for all else None."""
+    """What a killed atomic(), or safetensors within it (.tmp and six letters), has left in a folder: each path, and for
+    a folder that was moved aside its former place, else None."""
     found = {path: LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")}
     return {path: folder / m["name"] if m["kind"] == "old" else None for path, m in found.items() if m}
 

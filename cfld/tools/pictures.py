@@ -88,8 +88,8 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """An image in the colours of its ICC profile -> the same in sRGB. As it is without a profile, with one of sRGB, and
-    with one that cannot be read or is of another kind of image."""
+    """An image in the colours of its ICC profile -> the same in sRGB. Unchanged if it has no profile, that of sRGB,
+    or one that cannot be read or is for another kind of image."""
     content = image.info.get("icc_profile")
     if not content:
         return image
@@ -110,8 +110,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, backdrop: str = "white") -> Image.Image:
-    """An image as RGB of 8 bits in sRGB, on a backdrop where it is transparent. Raises UserError for grey values of
-    which nothing says what is white."""
+    """An image as RGB of 8 bits in sRGB, on a backdrop where it is transparent. Raises UserError for grey values
+    whose white is not known."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return grey_of_8_bits(image).convert("RGB")
     image = to_srgb(image)

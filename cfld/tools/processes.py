@@ -31,7 +31,7 @@ HEARTBEAT = 5  # seconds between two signs of life
 
 
 class Processes:
-    """This process among its equals: its rank, their number (world), and its device."""
+    """This process among all of the command: its rank, their number (world), and its device."""
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device = torch.device("cpu"), timeout: float = 30):
         self.rank, self.world, self.device, self.timeout = rank, world, device, timeout
@@ -142,7 +142,7 @@ class Processes:
         return module if self.world == 1 else DistributedDataParallel(module, broadcast_buffers=False)
 
     def sync_gradients(self, module: Any, when: bool) -> contextlib.AbstractContextManager[None]:
-        """Exchange gradients in the backward of the last micro-batch alone (DDP's no_sync in those before)."""
+        """All-reduce gradients in the backward pass of the last micro-batch only (DDP's no_sync in those before)."""
         return contextlib.nullcontext() if when or self.world == 1 else module.no_sync()
 
     def mean_and_stop(self, loss: Tensor, norm: Tensor) -> tuple[float, float, signal.Signals | None]:

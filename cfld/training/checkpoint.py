@@ -38,7 +38,7 @@ def difference(there: CFLDConfig, here: CFLDConfig) -> str | None:
 
 @dataclass
 class State:
-    """What a training changes, and what a checkpoint needs beside it: the architecture and a hash of the rest."""
+    """What a training changes, and what else a checkpoint records: the architecture, a hash of the frozen weights."""
 
     trained: dict[str, nn.Parameter]
     ema: dict[str, Tensor]  # the EMA weights; empty without --ema
@@ -49,7 +49,7 @@ class State:
     step: int = 0  # steps done
     best: float | None = None  # the lowest validation loss
     pairs: str = ""  # the training pairs in order, by their number and hash
-    steps: int | None = None  # how many there are to be, which sets when the learning rate falls
+    steps: int | None = None  # the length of the run, which sets when the learning rate falls
 
     @classmethod
     def begin(

@@ -1,17 +1,17 @@
-"""--stage distill: a student that generates in a few steps, without guidance, what its teacher generates in many.
+"""--stage distill: train a student that generates in a few steps, without guidance, what its teacher does in many.
 
     consistency    Luo et al. 2023, Latent Consistency Models (Sec. 4, Alg. 1)
     trajectory     Zheng et al. 2024, Trajectory Consistency Distillation (Sec. 4)
 
-The teacher's ODE, with Eq. 7 taken in, leads every noisy z_t to one end. The student g(z_t, t, s) learns to go from t
-to an earlier s at once: to the end (consistency: g is cfld.samplers.consistency), or to any s (trajectory).
-It is right if it gives the same from z_t as from z', where one step of the teacher's DDIM leads from t to t - k:
+The teacher's ODE under Eq. 7 leads every noisy z_t to one end. The student g(z_t, t, s) learns to go from t to an
+earlier s at once: to the end (consistency: g is cfld.samplers.consistency), or to any s (trajectory). Then it must
+predict the same from z_t and from z', to which one DDIM step of the teacher leads, from t to t - k:
 
     min over theta of   d( g_theta(z_t, t, s),  g_theta-(z', t - k, s) )
 
 theta- are the EMA weights of theta, without gradient (the weights themselves if --ema is 0), and d is the Huber loss.
-Only the UNet learns; source, pose and their conditions stay the teacher's. Three sets of weights go through one UNet:
-theta, theta-, and the first theta, which are the teacher's.
+Only the UNet trains; the conditions stay the teacher's. One UNet serves for three sets of weights: theta, theta-, and
+the teacher's, which are the initial theta.
 
 Letters in shapes: B pairs, of which only the targets are generated; C latent channels, h x w positions.
 """
@@ -51,9 +51,9 @@ def huber(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def ends(recipe: str, scheduler: Scheduler, latents: Tensor, noise_pred: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """g(z_t, t, s): where the student is led from t to s by the noise that it predicts.
+    """g(z_t, t, s): where the predicted noise leads from t to s.
 
-    latents z_t and noise_pred (B, C, h, w); t, s (B,), s <= t, of which consistency takes s to be the end
+    latents z_t and noise_pred (B, C, h, w); t, s (B,), s <= t; consistency ignores s and goes to the end
     -> (B, C, h, w) in float32; z_t itself at t = 0 (consistency) or at t = s (trajectory)
     """
     x_0 = scheduler.clean_latents(latents, noise_pred.float(), t)
@@ -73,9 +73,9 @@ def distillation_loss(
     conditions: Conditions,
     skip: int,
 ) -> Tensor:
-    """The distance of where the student leads from z_t and from one step of the teacher further.
+    """The distance between the student's predictions from z_t and from one step of the teacher further.
 
-    student, averaged, teacher: with the weights theta, theta- and the first ones; only student has a gradient
+    student, averaged, teacher: the model with theta, theta- and the initial weights; only student has a gradient
     model: their config, schedule and null prompt
     latents z_0, noise (B, C, h, w)
     timesteps: two of (B,) uniform in [0, 1), for t and s
@@ -98,7 +98,7 @@ def distillation_loss(
 
 
 class DistillStage(nn.Module):
-    """A student, which begins as its teacher, the model of --init."""
+    """A student, which starts as a copy of its teacher, the model of --init."""
 
     needs_attributes, makes_model = False, True
 
@@ -118,7 +118,7 @@ class DistillStage(nn.Module):
         self.ema: dict[str, Tensor] = {}
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> NoisePredictor:
-        """The model with others in the place of the weights that train."""
+        """The model with these weights instead of those that train."""
         return lambda *inputs: functional_call(self.model, dict(weights), inputs)
 
     def forward(self, batch: Batch, noise: StepNoise) -> Tensor:
@@ -153,8 +153,8 @@ class DistillStage(nn.Module):
         return sample_columns(self.model, self.vae, batch, config, generators)
 
     def export(self, folder: Path, learnt: dict[str, Tensor]) -> None:
-        """Write the student as a model folder, its adapters merged, and beside it turbo.safetensors, the student apart:
-        copied into the teacher's folder, --turbo finds it there."""
+        """Write the student as a model folder with merged adapters, and next to it turbo.safetensors, its own weights
+        alone, for the teacher's folder."""
         model, vae = trained_model(self.options, self.config, learnt, self.frozen_sha256)
         save(folder, model, vae, replace=True, card=training_card(self.options, self.config.image_size))
         save_student(folder.with_name(TURBO_FILE), self.config, learnt)

@@ -1,4 +1,4 @@
-"""What a training begins with: the weights of --init where it has them, fresh ones where it has not."""
+"""What a training begins with: the weights of --init, and fresh ones for what --init lacks."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,9 @@ def architecture(options: TrainConfig) -> CFLDConfig:
     init = Path(options.init)
     found = read_config(init / "config.json")
     if found.distilled is not None:
-        raise UserError(f"--init {init} must be no student, whose training this is not: name its teacher instead")
+        raise UserError(
+            f"--init {init} must not be a student, which cannot be trained further: name its teacher instead"
+        )
     if options.distilled and not (init / "model.safetensors").is_file():
         raise UserError(f"--init {init} must be the teacher's model folder, found no model.safetensors in it")
     found = dataclasses.replace(found, distilled=options.distilled)
@@ -51,7 +53,7 @@ def architecture(options: TrainConfig) -> CFLDConfig:
 
 
 def init_as_identity(module: nn.Module) -> None:
-    """Initialise a network that trains from nothing: every residual block begins as its skip (Dhariwal and Nichol,
+    """Initialise a network that trains from scratch: every residual block begins as its skip (Dhariwal and Nichol,
     2021), and convolutions preserve the size of their input and add nothing. With torch's own initialisation the biases
     drown the input, and the VAE needs ten times as many steps until it sees colours (docs/lab_notes.md)."""
     for part in module.modules():
@@ -67,7 +69,7 @@ def init_as_identity(module: nn.Module) -> None:
 
 
 def init_swin(swin: Swin) -> None:
-    """Initialise a Swin that trains from nothing as Liu et al. (2021) do."""
+    """Initialise a Swin that trains from scratch as Liu et al. (2021) do."""
     for layer in swin.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -39,7 +39,7 @@ def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def checkpoint_activations(module: nn.Module, level: str) -> None:
-    """Let blocks keep only their inputs and compute the rest again in the backward (Chen et al. 2016).
+    """Let blocks keep only their inputs and compute the rest again in the backward pass (Chen et al. 2016).
 
     level: "none", "attention" (attention with its feed-forward), or "all" (every block)
     """

@@ -60,7 +60,7 @@ class RunFolder:
         return f"resuming {self.path} after step {state.step}"
 
     def begin(self, state: State) -> None:
-        """Bring the folder to the state's step: without leftovers of a killed run, and with the log up to this step."""
+        """Make the folder fit the state: remove leftovers of a killed run, and log lines after the state's step."""
         if not self.writes:
             return
         for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
@@ -117,7 +117,7 @@ class RunFolder:
 
 
 class Meter:
-    """The mean loss and the speed of the steps since the last line of the log, without what lies between the steps."""
+    """The mean loss and the speed of the steps since the last line of the log, without the time between steps."""
 
     def __init__(self, samples_per_step: int):
         self.samples_per_step = samples_per_step

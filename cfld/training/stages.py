@@ -96,5 +96,7 @@ def checkpoint_model(path: str | Path) -> tuple[CFLD, VAE]:
     run = path.absolute().parent.parent
     options = checked_options(saved_options(run), run)
     if not STAGES[options.stage].makes_model:
-        raise UserError(f"{path}: --stage {options.stage} writes, and scales, its folder only when it ends")
+        raise UserError(
+            f"{path}: checkpoints of --stage {options.stage} cannot become model folders: wait until the stage ends"
+        )
     return trained_model(options, config, learnt, frozen)
