@@ -95,15 +95,11 @@ def gallery(options: argparse.Namespace) -> None:
         row = (photos[2], *tiles(strip, FRAMES), photos[3])
         save_picture(out / "interpolation.webp", picture_grid([[x] for x in row]))
 
-        poses, turn = work / "poses", work / "turn.png"
+        poses = work / "poses"
         poses.mkdir()
         for i, yaw in enumerate(np.linspace(0, 2 * np.pi, TURN, endpoint=False)):
             photograph(poses, f"{i}", 0, dataclasses.replace(pose_of(0), yaw=float(yaw)))
-        run("sequence", "--source", shots[0][0], "--pose", poses, "--size", "256x176", "--across", TURN, "--out", turn)
-        first, *rest = tiles(turn, TURN)
-        save_image(
-            out / "turn.webp", first, save_all=True, append_images=rest, duration=125, loop=0, quality=80, method=6
-        )
+        run("sequence", "--source", shots[0][0], "--pose", poses, "--size", "256x176", "--out", out / "turn.webp")
 
         attention = work / "attention.png"
         run("attention", "--source", shots[1][0], "--pose", shots[0][1], "--out", attention)

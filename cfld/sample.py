@@ -21,7 +21,7 @@ from torch import nn
 
 from cfld.folder import load
 from cfld.model import CFLD
-from cfld.photos.crop import Crop, fit, fitted
+from cfld.photos.crop import fit, fitted
 from cfld.photos.keypoints import Joints, add_pose_options, joints_on, pose_settings, read_joints
 from cfld.photos.pixels import picture_grid, pose_picture
 from cfld.photos.retarget import retarget
@@ -40,7 +40,7 @@ from cfld.tools.cli import (
     require_compiler,
 )
 from cfld.tools.files import refuse_overwrite
-from cfld.tools.pictures import check_picture_name, read_image, save_image
+from cfld.tools.pictures import PICTURES, check_picture_name, read_image, save_image
 from cfld.tools.progress import tell, terminal
 from cfld.vae import VAE
 
@@ -114,14 +114,17 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     )
 
 
-def check_outs(paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1) -> None:
-    """Raise UserError unless --size fits, all seeds from --seed are valid, and the paths are writable."""
+def check_outs(
+    paths: Sequence[Path], options: argparse.Namespace, pictures: int = 1, kinds: Sequence[str] = PICTURES
+) -> None:
+    """Raise UserError unless --size fits, all seeds from --seed are valid, and the paths are writable and end in one of
+    the kinds."""
     if getattr(options, "size", None):
         check_size(options.size, "--size")
     if not 0 <= options.seed < 2**63 - pictures:
         raise UserError(f"--seed must be at least 0 and below 2^63, found {options.seed}")
     for path in paths:
-        check_picture_name(path)
+        check_picture_name(path, kinds)
         refuse_overwrite(path, options.force)
 
 
@@ -151,19 +154,17 @@ def read_source(path: str, pose: str | None, options: argparse.Namespace) -> tup
     return crop.cut(photo), crop.to_frame(joints) if options.retarget else None
 
 
-def read_poses(texts: Sequence[str], options: argparse.Namespace, together: bool = False) -> np.ndarray:
-    """Read B values of --pose -> keypoints (B, 18, 2). together: all poses in images of the same size share a
-    window, as frames of a video do."""
-    return in_windows([read_joints(text, **pose_settings(options)) for text in texts], together)
+def read_poses(texts: Sequence[str], options: argparse.Namespace) -> np.ndarray:
+    """Read B values of --pose -> keypoints (B, 18, 2). Raises UserError."""
+    return in_windows([read_joints(text, **pose_settings(options)) for text in texts])
 
 
-def in_windows(found: Sequence[Joints], together: bool) -> np.ndarray:
-    """B joints with the sizes of their images -> keypoints (B, 18, 2), in the windows that read_poses describes."""
-
-    def window(joints: np.ndarray, size: tuple[float, float]) -> Crop:
-        return fit(size, np.concatenate([j for j, s in found if s == size]) if together else joints)
-
-    return np.stack([window(*pose).to_frame(pose[0]) for pose in found])
+def in_windows(found: Sequence[Joints], together: bool = False) -> np.ndarray:
+    """B joints with the sizes of their images -> keypoints (B, 18, 2), each in the window of fit(). together: all in
+    images of one size share a window, as frames of a video do."""
+    sizes = {size for _, size in found} if together else set()
+    shared = {size: fit(size, np.concatenate([j for j, s in found if s == size])) for size in sizes}
+    return np.stack([shared.get(size, fit(size, joints)).to_frame(joints) for joints, size in found])
 
 
 def compile_frozen(unet: nn.Module) -> None:

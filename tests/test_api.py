@@ -32,6 +32,10 @@ def in_photo(**options: object) -> object:
     return generate(MODEL, VAE, photo, keypoints, FAST, **options)  # type: ignore[arg-type]
 
 
+def from_points(**options: object) -> object:
+    return cfld.keypoints_from(KEYPOINTS[:, ::-1], **options)  # type: ignore[arg-type]
+
+
 def features(change: int | None = None) -> list[Tensor]:
     found = list(MODEL.pose_adapter(POSES))
     return found if change is None else [*found[:change], found[change][:, :, 1:], *found[change + 1 :]]
@@ -83,6 +87,17 @@ REFUSED = {
     "maps of infinity": (lambda: cfld.pose_maps(torch.full((1, 18, 2), torch.inf), 32), "finite numbers"),
     "maps of nan": (lambda: cfld.pose_maps(torch.full((1, 18, 2), torch.nan), 32), "finite numbers"),
     "maps of size 0": (lambda: cfld.pose_maps(torch.zeros(1, 18, 2), 0), "size of pose maps"),
+    "keypoints_from: size": (lambda: from_points(pose_size="256x176"), r"\(height, width\), .* found str '256x176'"),
+    "keypoints_from: one side": (lambda: from_points(pose_size=256), "two positive numbers, found int '256'"),
+    "keypoints_from: size 0": (lambda: from_points(pose_size=(0, 176)), "two positive numbers, found tuple"),
+    "keypoints_from: person": (lambda: from_points(person="0"), "person must be a whole number, found str '0'"),
+    "keypoints_from: person 1": (lambda: from_points(person=1), r"person must be within 0 \.\. 0, found 1"),
+    "keypoints_from: confidence": (lambda: from_points(min_confidence=30), r"within 0 \.\. 1, found int '30'"),
+    "keypoints_from: None": (lambda: from_points(min_confidence=None), "min_confidence must be a number"),
+    "keypoints_from: layout": (lambda: from_points(layout="COCO"), "layout must be one of .*coco.*, found str 'COCO'"),
+    "retarget: words": (lambda: cfld.retarget([["x", "y"]] * 18, KEYPOINTS), "keypoints must be finite numbers"),
+    "retarget: nan": (lambda: cfld.retarget(KEYPOINTS, KEYPOINTS * np.nan), "source must be finite numbers, -1 ="),
+    "retarget: 17 joints": (lambda: cfld.retarget(KEYPOINTS[1:], KEYPOINTS), r"\(18, 2\), found \(17, 2\) and"),
     "generate: no such file": (lambda: in_photo(photo="nowhere.png"), "nowhere.png: no such image"),
     "generate: photo of floats": (lambda: in_photo(photo=np.zeros((9, 9, 3))), r"uint8, found ndarray of \(9, 9, 3\)"),
     "generate: empty photo": (lambda: in_photo(photo=Image.new("RGB", (0, 0))), "at least 1x1.* found one of 0x0"),
@@ -144,6 +159,14 @@ def test_a_photo_is_taken_as_a_path_an_array_and_an_image(tmp_path: Path) -> Non
 def test_maps_are_drawn_from_arrays_with_negative_strides() -> None:
     swapped = np.ascontiguousarray(KEYPOINTS[None, :, ::-1])[:, :, ::-1]
     assert torch.equal(cfld.pose_maps(swapped, np.int64(32)), cfld.pose_maps(torch.from_numpy(KEYPOINTS[None]), 32))
+
+
+def test_sizes_of_poses_are_taken_as_lists_and_arrays() -> None:
+    points = KEYPOINTS[:, ::-1] * 2
+    expected = cfld.keypoints_from(points, (512, 352), layout="openpose")  # which these are, in no order of a body
+    for size in ([512, 352], np.array([512, 352]), np.array([512.0, 352.0]), (np.int64(512), 352)):
+        found = cfld.keypoints_from(points, size, np.int64(0), np.float32(0.3), "openpose")  # type: ignore[arg-type]
+        assert np.array_equal(found, expected)
 
 
 def test_numpys_numbers_and_lists_become_plain_in_configs() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import cfld.train as train_module
-from cfld import save
+from cfld import load, save
 from cfld.baselines import to_dict
 from cfld.convert.__main__ import main as convert
+from cfld.tools.cli import UserError
+from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.train import main
 from cfld.training.checkpoint import State
 
@@ -180,6 +183,51 @@ def test_a_damaged_config_of_a_run_is_one_line(whole: Path, tmp_path: Path, fail
     for old, new in (('"lr"', '"learning"'), ('"model"', '"module"'), ('"swin"', '"swan"'), ("{", "")):
         path.write_text(whole_text.replace(old, new, 1))
         fails(main, "--out", tmp_path / "run", "--resume", words=["config.json"])
+
+
+FIRST = "weights/pose_adapter."  # the beginning of the names of tensors that are changed
+DAMAGED: dict[str, tuple[Callable[[dict, dict, str], object], str]] = {
+    "not JSON": (lambda facts, tensors, name: "{x", "damaged metadata"),
+    "a list": (lambda facts, tensors, name: '["step"]', "damaged metadata"),
+    "no base": (lambda facts, tensors, name: facts.pop("base"), "damaged metadata"),
+    "no model": (lambda facts, tensors, name: facts.pop("model"), "damaged metadata"),
+    "no scaler": (lambda facts, tensors, name: facts.pop("scaler"), "damaged metadata"),
+    "a step of letters": (lambda facts, tensors, name: facts.update(step="x"), "step is 'x'"),
+    "another model": (lambda facts, tensors, name: facts.update(model={"zork": 1}), "zork"),
+    "another shape": (lambda facts, tensors, name: tensors.update({name: torch.zeros(3, 5)}), "found (3, 5)"),
+    "no moment": (lambda facts, tensors, name: tensors.pop(f"exp_avg/{name[8:]}"), "found none"),
+    "another moment": (lambda facts, tensors, name: tensors.update({f"exp_avg/{name[8:]}": torch.ones(7)}), "(7,)"),
+    "whole numbers": (lambda facts, tensors, name: tensors.update({name: tensors[name].char()}), "torch.int8"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_checkpoint_is_one_line(whole: Path, tmp_path: Path, fails, damage: str) -> None:
+    change, word = DAMAGED[damage]
+    shutil.copytree(whole, tmp_path / "run")
+    path = max((tmp_path / "run" / "checkpoints").iterdir())
+    tensors, metadata = read_safetensors(path)
+    facts, name = json.loads(metadata["cfld"]), next(name for name in tensors if name.startswith(FIRST))
+    text = change(facts, tensors, name)
+    write_tensors(path, tensors, {"cfld": text if isinstance(text, str) and text[0] in "{[" else json.dumps(facts)})
+    fails(main, "--out", tmp_path / "run", "--resume", words=[path.name, word])
+    if list(DAMAGED).index(damage) < 7:  # of the metadata
+        fails(convert, "checkpoint", path, "--out", tmp_path / "model", words=[path.name, word])
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.int32])
+def test_weights_of_another_type_are_named(micro_folder: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    shutil.copytree(micro_folder, tmp_path / "model")
+    for part in ("model", "vae"):
+        path = tmp_path / "model" / f"{part}.safetensors"
+        whole, metadata = read_safetensors(path)
+        name = next(name for name, x in whole.items() if x.ndim == 2)
+        write_tensors(path, whole | {name: whole[name].to(kind)}, metadata)
+        with pytest.raises(
+            UserError, match=rf"{part}.*1 of another type.*{name}, torch.float32 expected, {kind} found"
+        ):
+            load(tmp_path / "model")
+        write_tensors(path, whole, metadata)
 
 
 def test_the_best_checkpoint_outlives_later_ones_and_is_remembered(run, monkeypatch) -> None:

@@ -163,16 +163,20 @@ ROWS: dict[str, tuple[object, str, tuple[int, int] | None, int, np.ndarray]] = {
     ),
     "COCO annotations": (coco_annotations(), "p.json#a.jpg", None, 0, BODY.round(1)),
     "MMPose's inferencer": ([instance(OTHER), instance(BODY)], "p.json", SIZE, 1, BODY),
+    "MMPose's demos": (
+        {"meta_info": {"num_keypoints": 133}, "instance_info": [instance(BODY, "wholebody")]}, "p.json", SIZE, 0, BODY
+    ),
     "the same, of a video": (
         [{"frame_id": i, "instances": [instance(body, "halpe26")]} for i, body in enumerate((OTHER, BODY))],
         "p.json#1", SIZE, 0, BODY,
     ),
-    "MMPose's demos": (
-        {"meta_info": {"num_keypoints": 133}, "instance_info": [instance(BODY, "wholebody")]}, "p.json", SIZE, 0, BODY
-    ),
     "MediaPipe's tasks": (
         {"landmarks": [landmark_objects(OTHER), landmark_objects(BODY)], "worldLandmarks": [world_objects(BODY)] * 2},
         "p.json", SIZE, 1, BODY,
+    ),
+    "MediaPipe's tasks, of a video": (
+        [{"landmarks": [landmark_objects(OTHER)]}, {"landmarks": []}, {"landmarks": [landmark_objects(BODY)]}],
+        "p.json#2", SIZE, 0, BODY,
     ),
     "MediaPipe's solutions": (
         {"poseWorldLandmarks": world_objects(BODY), "poseLandmarks": landmark_objects(BODY)}, "p.json", SIZE, 0, BODY
@@ -191,7 +195,11 @@ ROWS: dict[str, tuple[object, str, tuple[int, int] | None, int, np.ndarray]] = {
         "p.json", SIZE, 1, BODY,
     ),
     "arrays": (json.dumps([rows("coco", OTHER), rows("coco", BODY)]), "p.json", SIZE, 1, BODY),
-    "npz": (npz, "p.npz", SIZE, 0, BODY),
+    "arrays in npz": (npz, "p.npz", SIZE, 0, BODY),
+    "arrays of a video": (
+        lambda folder: np.save(folder / "p.npy", [[rows("coco", OTHER), rows("coco", who)] for who in (OTHER, BODY)]),
+        "p.npy#1", SIZE, 1, BODY,
+    ),
     "NTED, PIDM": (nted, "p.txt", None, 0, JOINTS_IN_FRAME),
     "annotations of DeepFashion": (
         f"name:keypoints_y:keypoints_x\na.jpg: {JOINTS_IN_FRAME[:, 0].tolist()}: {JOINTS_IN_FRAME[:, 1].tolist()}\n",
@@ -366,6 +374,50 @@ def test_a_file_of_frames_is_a_clip_and_so_is_a_folder_of_skeletons(tmp_path: Pa
     (drawn / "._9.png").write_bytes(b"\0\5\x16\7")
     found = read_clip(pose_files([str(drawn)]), {})
     assert np.allclose([joints[0][0] for joints, _ in found], [BODY[0][0], OTHER[0][0]], atol=1)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "json", "landmarks", "instances"])
+def test_a_file_of_one_person_a_frame_is_a_clip_where_it_is_the_only_one(kind: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / f"clip.{kind if kind.startswith('np') else 'json'}"
+    bodies, how = (BODY, OTHER, BODY), {"pose_size": SIZE}
+    array = np.array([rows("openpose", body) for body in bodies])
+    if kind == "npy":
+        np.save(path, array[..., :2])
+    elif kind == "npz":
+        np.savez(path, keypoints=array[..., :2], scores=array[..., 2])
+    else:
+        each = {"json": lambda body: rows("openpose", body), "landmarks": landmark_objects, "instances": instance}[kind]
+        path.write_text(json.dumps([each(body) for body in bodies]))
+    texts = pose_files([str(path)])
+    assert texts == [f"{path}#{i}" for i in range(3)]
+    assert "3 poses are taken as 3 frames" in capsys.readouterr().out
+    noses = [joints[0] for joints, _ in read_clip(texts, how)]
+    assert np.allclose(noses, [body[0] for body in bodies], atol=0.01)
+    with pytest.raises(UserError, match=r"--person must be within 0 \.\. 0, found 1"):
+        read_clip(texts, how | {"person": 1})
+    for others in ([str(path), str(path)], [str(tmp_path)]):  # then a file is a frame, of several people
+        assert pose_files(others) == [str(path)] * len(others)
+    assert np.allclose(read_joints(path, SIZE, 1)[0][0], OTHER[0], atol=0.01)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["array", "people", "person", "landmarks"])
+def test_frames_of_nobody_in_one_file_are_held_over(kind: str, tmp_path: Path, capsys) -> None:
+    body, other, path = rows("openpose", BODY), rows("openpose", OTHER), tmp_path / "clip.json"
+    if kind == "array":
+        path = path.with_suffix(".npy")
+        np.save(path, np.array([[body, other], [np.zeros((18, 3))] * 2, [np.full((18, 3), -1)] * 2, [other, body]]))
+    else:
+        marks = landmark_objects(BODY), landmark_objects(OTHER)
+        contents = {
+            "people": [[body, other], [], [], [other]],
+            "person": [body, [], [], other],
+            "landmarks": [marks[0], [], [], marks[1]],
+        }
+        path.write_text(json.dumps(contents[kind]))
+    found = read_clip(pose_files([str(path)]), {"pose_size": SIZE})
+    assert np.allclose([joints[0] for joints, _ in found], [BODY[0], BODY[0], BODY[0], OTHER[0]], atol=0.01)
+    assert "2 of 4 frames have nobody in them, held over" in capsys.readouterr().out
 
 
 def test_sequence_takes_skip_empty(micro_folder: Path, tmp_path: Path, capsys) -> None:

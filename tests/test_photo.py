@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import litert
 import numpy as np
@@ -323,8 +322,8 @@ def test_frames_of_a_video_share_one_window(tmp_path: Path) -> None:
         points[:3] = np.concatenate([joints[:, ::-1], np.ones((3, 1))], axis=1)
         np.save(tmp_path / f"{number}.npy", points)
         files.append(str(tmp_path / f"{number}.npy"))
-    options = SimpleNamespace(pose_size=(1280, 720), person=0, min_confidence=None, layout=None)
-    alone, together = sample.read_poses(files, options), sample.read_poses(files, options, together=True)
+    found = [read_joints(file, (720, 1280)) for file in files]
+    alone, together = sample.in_windows(found), sample.in_windows(found, together=True)
     assert np.abs(alone[0] - alone[2]).max() <= 1  # each in the middle of its own window
     assert (np.diff(together[:, 0, 1]) > 10).all() and np.ptp(together[:, 0, 0]) == 0
 

@@ -701,3 +701,86 @@ def test_the_page_fits_phones_follows_the_scheme_and_says_when_the_server_has_go
         server.shutdown()
     dark.get_by_role("button", name="Example person").click()
     dark.get_by_text("The server does not answer").wait_for()
+
+
+def painted_by(page) -> tuple[dict[str, Any], np.ndarray]:
+    """Press "Paint" -> what the page asks for, and the picture (h, w, 3) that it shows in the end."""
+    with page.expect_request("**/paint") as asked:
+        page.get_by_role("button", name="Paint", exact=True).click()
+    return asked.value.post_data_json, shown_in(page)
+
+
+def shown_in(page) -> np.ndarray:
+    """The picture (h, w, 3) of a painting that is done."""
+    page.get_by_text("Done.").wait_for()
+    return np.asarray(picture_in(page.get_by_alt_text("painted with").get_attribute("src")), int)
+
+
+@pytest.mark.browser
+def test_the_page_retargets_to_the_pose_in_the_photo_until_it_is_unticked_or_the_photo_changes(
+    server: PlaygroundServer, visit, tmp_path: Path
+) -> None:
+    page = visit(address(server))
+    page.set_input_files("#photo-file", PHOTO)
+    page.get_by_alt_text("the photo").wait_for()
+    box = page.get_by_role("checkbox", name="Retarget")
+    assert box.is_disabled() and not box.is_checked()
+    page.get_by_label("Preset").select_option("standing")
+    standing = saved_pose(page, tmp_path)
+    wrist = joint(page, "left wrist")
+    for _ in range(3):  # a person of a longer arm
+        wrist.press("Shift+ArrowDown")
+    page.get_by_role("button", name="This is the pose in the photo").click()
+    assert box.is_enabled() and box.is_checked()
+    page.get_by_label("Preset").select_option("walking")
+    walking = saved_pose(page, tmp_path)
+    page.get_by_label("Steps").fill("2")
+
+    asked, longer = painted_by(page)
+    request = read_paint_request(json.dumps(asked).encode(), server.model)
+    own = request.source_keypoints
+    assert own is not None and np.abs(own - standing).max() > 20
+    assert np.abs(own - standing).max(axis=1).argmax() == JOINTS.index("left wrist")
+    assert np.abs(request.keypoints - walking).max() < 1
+    how = (server.model, server.vae, read_image(PHOTO), request.keypoints, request.config)
+    expected = generate(*how, source_keypoints=own)[0]
+    assert np.abs(longer - np.asarray(expected, int)).max() <= 1
+
+    box.uncheck()
+    asked, as_it_is = painted_by(page)
+    assert "source_pose" not in asked and (as_it_is != longer).any()
+    assert np.abs(as_it_is - np.asarray(generate(*how)[0], int)).max() <= 1
+    box.check()
+    page.get_by_role("button", name="Example person").click()
+    wait_until(box.is_disabled)
+    assert not box.is_checked()
+    assert "source_pose" not in painted_by(page)[0]
+
+
+@pytest.mark.browser
+def test_a_picture_of_a_student_is_refined_by_the_whole_model(visit) -> None:
+    model, vae = MODEL
+    student = copy.copy(model)
+    student.config = dataclasses.replace(model.config, distilled=DistilledConfig())
+    with serving(PlaygroundServer(model, vae, student=student)) as server:
+        page = visit(address(server))
+        page.set_input_files("#photo-file", PHOTO)
+        page.get_by_alt_text("the photo").wait_for()
+        page.get_by_label("Seed", exact=True).fill("5")
+        page.get_by_label("Seeds to compare").fill("2")
+        with page.expect_request("**/paint") as quick:
+            page.get_by_role("button", name="Paint", exact=True).click()
+        page.get_by_text("Done.").wait_for()
+        buttons = page.get_by_role("button", name=re.compile("Paint seed . again in 50 steps of the whole model"))
+        assert buttons.all_inner_texts() == ["Refine", "Refine"]
+        with page.expect_request("**/paint") as slow:
+            buttons.nth(1).click()
+        page.get_by_alt_text("painted with seed 6").wait_for()
+        refined = shown_in(page)
+        assert not buttons.count()  # which are of the student's pictures
+        before, after = (asked.value.post_data_json for asked in (quick, slow))
+        assert before | {"seeds": [6], "steps": 50, "sampler": "ddpm"} == after
+        assert (before["seeds"], before["steps"], before["sampler"]) == ([5, 6], 4, "turbo")
+        request = read_paint_request(json.dumps(after).encode(), model, student)
+        expected = generate(model, vae, read_image(PHOTO), request.keypoints, request.config, seed=6)[0]
+        assert np.abs(refined - np.asarray(expected, int)).max() <= 1

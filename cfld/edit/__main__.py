@@ -2,11 +2,11 @@
 
     python -m cfld.edit edit --reference y.png --pose y.json --mask m.png --source style.jpg --out out.png
     python -m cfld.edit interpolate --source a.jpg b.jpg --pose pose.json --frames 8 --out out.gif strip.png
-    python -m cfld.edit sequence --source photo.jpg --pose FOLDER --out out.gif sheet.png
+    python -m cfld.edit sequence --source photo.jpg --pose FOLDER --out out.webp out.mp4 sheet.png
     python -m cfld.edit attention --source photo.jpg --pose pose.json --out maps.png
 
 edit and interpolate are the paper's appearance editing (Sec. 4.6, Fig. 6), attention is its Fig. 7. docs/editing.md
-explains the mask. A file name in .gif makes an animation, any other a sheet.
+explains the mask. Names in .gif, .webp and .mp4 (by ffmpeg) make animations, others sheets.
 
 Letters in shapes: B samples, Q queries, h x w positions of a map.
 """
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cfld.edit.animation import ANIMATIONS, check_animation, is_animation, save_animation, sheet_of
 from cfld.edit.attention_maps import (
     REGIONS,
     choose_queries,
@@ -53,10 +54,11 @@ from cfld.sample import (
 )
 from cfld.sampling import SamplingConfig, default_size, pose_tensor, source_tensor
 from cfld.tools.cli import UserError, command, command_parser
-from cfld.tools.pictures import read_image, save_image
+from cfld.tools.pictures import PICTURES, read_image, save_image
 from cfld.tools.progress import terminal
 from cfld.vae import VAE
 
+FRAMES = tuple(dict.fromkeys((*ANIMATIONS, *PICTURES)))  # suffixes of files of frames
 FEATHER = 1 / 64  # of the crop's height: the soft edge inside a mask
 TILE = (128, 88)  # height and width of a tile of attention maps
 
@@ -74,19 +76,6 @@ def read_mask(path: str, reference: Image.Image) -> Image.Image:
     if not white.getbbox():
         raise UserError(f"{path}: the mask must be white where to generate, found no white in it")
     return white
-
-
-def save_frames(path: Path, frames: Sequence[Image.Image], fps: float, across: int) -> None:
-    """Write frames as an animation (.gif) or as a sheet with so many frames in a row. All frames of an animation share
-    256 colours, without dithering, so that what does not move does not flicker."""
-    sheet = picture_grid([frames[x::across] for x in range(min(across, len(frames)))])
-    if path.suffix.lower() != ".gif":
-        save_image(path, sheet)
-        return
-    palette = sheet.quantize(256)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    hundredths = max(round(100 / fps), 1)  # of a second, the unit of GIF
-    save_image(path, first, save_all=True, append_images=rest, duration=10 * hundredths, loop=0, optimize=False)
 
 
 def run_edit(options: argparse.Namespace) -> None:
@@ -143,7 +132,10 @@ def write_frames(
     generated = generate_frames(model, vae, parts, config, seed=options.seed, progress=terminal())
     frames = [frame for images in generated for frame in to_pictures(images, size)]
     for out in outs:
-        save_frames(out, frames, options.fps, options.across)
+        if is_animation(out):
+            save_animation(out, frames, options.fps)
+        else:
+            save_image(out, sheet_of(frames, options.across))
         print(f"wrote {out}")
 
 
@@ -153,10 +145,10 @@ def check_frames(options: argparse.Namespace) -> tuple[SamplingConfig, list[Path
     for name, value in (("--batch", options.batch), ("--across", options.across)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, found {value}")
-    if not 1 <= options.fps <= 50:
-        raise UserError(f"--fps must be within 1 .. 50, found {options.fps:g}")
     outs = [Path(out) for out in options.out]
-    check_outs(outs, options)
+    check_outs(outs, options, kinds=FRAMES)
+    for out in outs:
+        check_animation(out, options.fps)
     return config, outs
 
 
@@ -278,7 +270,11 @@ def main(argv: list[str] | None = None) -> None:
     sequence.add_argument("--skip-empty", action="store_true", help="leave out frames without a person")
     for made in (interpolate, sequence):
         made.add_argument(
-            "--out", required=True, nargs="+", metavar="FILE", help="files to write: .gif animations, other sheets"
+            "--out",
+            required=True,
+            nargs="+",
+            metavar="FILE",
+            help="files to write: .gif, .webp, .mp4 animations, other sheets",
         )
         made.add_argument("--fps", type=float, default=8.0, help="frames per second of an animation")
         made.add_argument("--across", type=int, default=8, help="frames per row of a sheet")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cfld.photos.crop import PHOTO_SUFFIXES
 from cfld.photos.formats import Nobody
-from cfld.photos.keypoints import POSE_SUFFIXES, Joints, read_frames, read_joints, split_part
+from cfld.photos.keypoints import POSE_SUFFIXES, Joints, one_each, read_frames, read_joints, split_part
 from cfld.tools.cli import UserError
 
 # Of files in a folder of poses. Text beside files of joints, and photos beside either, are no poses.
@@ -21,7 +21,8 @@ def in_order(path: Path) -> list[str | int]:
 
 def pose_files(texts: Sequence[str]) -> list[str]:
     """Values of --pose, with each folder replaced by the files of the first of KINDS in it, sorted by name, and each
-    file of several images by a FILE#NAME for each. Hidden files are passed over. Raises UserError."""
+    file of several images by a FILE#NAME for each. Hidden files are passed over. The people of a file are taken as
+    frames if it may mean that and is the only one, which a line says. Raises UserError."""
     files: list[str] = []
     for text in texts:
         if not Path(text).is_dir():
@@ -36,11 +37,12 @@ def pose_files(texts: Sequence[str]) -> list[str]:
                 "holds none"
             )
         files += map(str, found)
-    return [part for file in files for part in parts_of(file)]
+    return [part for file in files for part in parts_of(file, alone=files == list(texts) and len(files) == 1)]
 
 
-def parts_of(text: str) -> list[str]:
-    """A value of --pose -> itself, or a FILE#NAME for each image if it is a file of several."""
+def parts_of(text: str, alone: bool = False) -> list[str]:
+    """A value of --pose -> itself, or a FILE#NAME for each image if it is a file of several, or if it is alone and may
+    be one."""
     path, part = split_part(text)
     if part is not None or Path(path).suffix.lower() not in POSE_SUFFIXES:
         return [text]
@@ -48,6 +50,9 @@ def parts_of(text: str) -> list[str]:
         frames = read_frames(path)
     except UserError:  # which the reader of this frame will raise again, and knows what to make of it
         return [text]
+    if alone and frames[0].or_frames:
+        frames = one_each(frames[0])
+        print(f"{path}: its {len(frames)} poses are taken as {len(frames)} frames, not as people of one")
     return [f"{path}#{frame.name}" for frame in frames] if len(frames) > 1 else [text]
 
 

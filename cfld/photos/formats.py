@@ -5,7 +5,7 @@ In names and shapes, as in cfld.photos.keypoints:
     size       (height, width) of the image
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +33,13 @@ class Frame(NamedTuple):
     people: points (n, 3) of each
     size: of the image, where the file says it
     name: of the image in a file of several
+    or_frames: whether the file does not tell people of one image from frames of one person each
     """
 
     people: list[Array]
     size: Size | None = None
     name: str | None = None
+    or_frames: bool = False
 
 
 def as_numbers(values: Any) -> Array:
@@ -69,10 +71,17 @@ def array_frame(content: Any) -> Frame:
     count, columns = people.shape[1:] if people.ndim == 3 and len(people) else (0, 0)
     if count not in COUNTS or not 2 <= columns <= (5 if count == MEDIAPIPE else 3):
         raise UserError(
-            "an array of joints must be (n, 3) or (people, n, 3), with n one of "
+            "an array of joints must be (n, 3), (people, n, 3) or (frames, people, n, 3), with n one of "
             f"{', '.join(map(str, COUNTS))} and the columns x, y, score, found {array.shape}"
         )
     return Frame([with_scores(points) for points in people])
+
+
+def people_frame(content: Any) -> Frame:
+    """What array_frame takes, of one frame of a clip. Raises UserError, Nobody if it is empty."""
+    if not len(content):
+        raise Nobody("a frame must have a person, found an empty list")
+    return array_frame(content)
 
 
 def size_in(content: dict[str, Any], height: str, width: str) -> Size | None:
@@ -107,7 +116,7 @@ def landmarks(people: Any) -> Frame:
     """Objects with x, y and perhaps visibility or score, a list of them or one a person. Raises UserError."""
     if is_objects(people):
         people = [people]
-    found = []
+    found: list[Array] = []
     for person in people:
         if isinstance(person, dict):  # a protobuf's
             person = person.get("landmark", [])
@@ -153,7 +162,22 @@ def instances(content: Any, name: str | None = None) -> Frame:
     return Frame([instance(each) for each in content], name=name)
 
 
-def numbered(content: list[Any], part: Callable[[Any], Frame]) -> list[Frame]:
+def one_or_many(frame: Frame) -> Frame:
+    """A frame of a file that lists people and does not say whether they are of one image."""
+    return frame._replace(or_frames=len(frame.people) > 1)
+
+
+def is_clip(content: Any) -> bool:
+    """Whether an array is (frames, people, n, c), or lists are nested so, or one of them is of a frame of nobody."""
+    if not isinstance(content, list):
+        return isinstance(content, np.ndarray) and content.ndim == 4
+    inside = content
+    for _ in range(3):
+        inside = [each for part in inside if isinstance(part, list) for each in part]
+    return bool(inside) or any(isinstance(part, list) and not part for part in content)
+
+
+def numbered(content: Iterable[Any], part: Callable[[Any], Frame]) -> list[Frame]:
     """The frames of a list, each read when nobody is in it, too, and named by its number."""
     frames = []
     for number, each in enumerate(content):
@@ -225,19 +249,25 @@ def list_frames(content: list[Any]) -> list[Frame]:
             return by_image(content, [])
         if "x" in first or "position" in first:
             return [landmarks(content)]
-        return [instances(content)]
+        if key := next((key for key in LANDMARK_KEYS if key in first), None):  # MediaPipe's results, one a frame
+            return numbered(content, lambda each: landmarks(each[key] or []))
+        return [one_or_many(instances(content))]
     if isinstance(content, list) and any(map(is_objects, content)) and all(p == [] or is_objects(p) for p in content):
-        flat = [each for part in content for each in part]
-        if flat and "keypoints" in flat[0]:  # MMPose's instances, a list for each image
+        if any("keypoints" in part[0] for part in content if part):  # MMPose's instances, a list for each image
             return numbered(content, instances)
-        return [landmarks([part for part in content if part])]
-    return [array_frame(content)]
+        if [] in content:  # a frame without a person, between those of one
+            return numbered(content, landmarks)
+        return [one_or_many(landmarks(content))]
+    if is_clip(content):
+        return numbered(content, people_frame)
+    return [one_or_many(array_frame(content))]
 
 
 def frames_in(content: Any) -> list[Frame]:
     """What an estimator has written -> its frames, at least one. Raises UserError.
 
-    content: a value of JSON in any form of docs/poses.md, or an array (n, c) or (people, n, c), n one of COUNTS
+    content: a value of JSON in any form of docs/poses.md, or an array (n, c), (people, n, c) or (frames, people, n, c),
+        n one of COUNTS
     """
     try:
         frames = object_frames(content) if isinstance(content, dict) else list_frames(content)

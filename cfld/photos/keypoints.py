@@ -27,7 +27,7 @@ from cfld.photos.layouts import LAYOUTS, choose, used_points
 from cfld.photos.skeleton import is_skeleton, read_skeleton
 from cfld.photos.units import SIZE_ADVICE, check_annotations, check_fractions, check_guess, check_inside
 from cfld.pose import FRAME, JOINTS
-from cfld.tools.checks import is_number, is_size
+from cfld.tools.checks import described, is_number
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
@@ -84,6 +84,23 @@ def to_joints(points: np.ndarray, size: Size, min_confidence: float, layout: str
     return choose(points, seen, layout)
 
 
+def checked_reading(pose_size: Any, person: Any, min_confidence: Any, layout: Any) -> Size | None:
+    """What joints_from takes beside the content -> its pose_size as two plain numbers. Raises UserError for another
+    type or range than it takes; persons are counted by pick."""
+    if not is_number(person, numbers.Integral):
+        raise UserError(f"person must be a whole number, found {described(person)}")
+    if not is_number(min_confidence) or not 0 <= min_confidence <= 1:
+        raise UserError(f"min_confidence must be a number within 0 .. 1, found {described(min_confidence)}")
+    if layout is not None and layout not in tuple(LAYOUTS):
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, found {described(layout)}")
+    if pose_size is None:
+        return None
+    sides = tuple(pose_size) if isinstance(pose_size, (tuple, list, np.ndarray)) else ()
+    if len(sides) != 2 or not all(is_number(side) and 0 < side < 1e6 for side in sides):
+        raise UserError(f"pose_size must be (height, width), two positive numbers, found {described(pose_size)}")
+    return float(sides[0]), float(sides[1])
+
+
 def joints_of(
     frame: Frame,
     pose_size: tuple[int, int] | None = None,
@@ -98,13 +115,10 @@ def joints_of(
         it
     The others are as joints_from takes them.
     """
-    check_reading(pose_size, person, min_confidence, layout)
-    min_confidence = min_confidence or 0.0
-    points, said = (
-        pick(frame.people, person),
-        frame.size or (None if pose_size is None else (pose_size[0], pose_size[1])),
-    )
-    if not ((points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
+    asked = checked_reading(pose_size, person, min_confidence, layout)
+    points, said = pick(frame.people, person), frame.size or asked
+    placed = (points[:, :2] > 0).any(axis=1)
+    if not (placed & (points[:, 2] > 0) & (points[:, 2] >= min_confidence)).any():
         least, advice = "above 0", "find the joints again"
         if min_confidence:
             least, advice = f"of at least {min_confidence}", "give a lower --min-confidence"
@@ -133,18 +147,27 @@ def joints_of(
     return joints, size
 
 
+def one_each(frame: Frame) -> list[Frame]:
+    """People who may be frames -> a frame of each."""
+    return [Frame([points], frame.size, str(number)) for number, points in enumerate(frame.people)]
+
+
 def only(frames: list[Frame], part: str | None = None) -> Frame:
     """The frame that a part names, by its number or the name of its image, or the only one. Raises UserError."""
     if part is None and len(frames) == 1:
         return frames[0]
-    names = [str(frame.name) for frame in frames]
     if part is None:
-        raise UserError(f"holds {len(frames)} images, but one is asked for: add #NAME to the file, such as #{names[0]}")
-    if part in names:
-        return frames[names.index(part)]
-    if part.isdecimal() and int(part) < len(frames):
-        return frames[int(part)]
-    raise UserError(f"has no image named {part!r} among {len(frames)}, such as {names[0]}")
+        raise UserError(
+            f"holds {len(frames)} images, but one is asked for: add #NAME to the file, such as #{frames[0].name}"
+        )
+    count = len(frames[0].people) if frames[0].or_frames else len(frames)
+    number = int(part) if part.isdecimal() and len(part) < 10 else count
+    if frames[0].or_frames and number < count:
+        return frames[0]._replace(people=frames[0].people[number : number + 1])
+    named = (frame for frame in frames if frame.name == part)
+    if found := next(named, frames[number] if number < count else None):
+        return found
+    raise UserError(f"has no image named {part!r} among {count}, such as {frames[0].name or 0}")
 
 
 def joints_from(
@@ -156,9 +179,9 @@ def joints_from(
 ) -> Joints:
     """What a pose estimator has found -> joints (18, 2) and the size of their image. Raises UserError.
 
-    content: a value of JSON in any form of docs/poses.md; or an array or nested lists (n, c) or (people, n, c), n one
-        of COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and perhaps presence; in
-        pixels or as fractions of the image
+    content: of one image: a value of JSON in any form of docs/poses.md; or an array or nested lists (n, c) or
+        (people, n, c), n one of COUNTS, with the columns x, y, or x, y, score, or for MediaPipe x, y, z, visibility and
+        perhaps presence; in pixels or as fractions of the image
     pose_size: (height, width) of the image, unless the content says it. None: FRAME, if the joints can be in it
     person: whose pose, counted from 0
     min_confidence: joints of a lower score are missing
@@ -402,17 +425,6 @@ def check_confidence(least: float | None) -> None:
     """Raise UserError unless this is a --min-confidence."""
     if least is not None and not (is_number(least) and 0 <= least <= 1):
         raise UserError(f"--min-confidence must be within 0 .. 1, found {str(least)[:40]}")
-
-
-def check_reading(pose_size: object, person: object, min_confidence: Any, layout: object) -> None:
-    """Raise UserError unless these say how to read joints, as joints_from takes them."""
-    if pose_size is not None and not is_size(pose_size):
-        raise UserError(f"pose_size must be the image's (height, width), two numbers above 0, found {pose_size!r:.60}")
-    if not is_number(person, numbers.Integral):
-        raise UserError(f"person must be a whole number, counted from 0, found {person!r:.60}")
-    if layout is not None and layout not in tuple(LAYOUTS):
-        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, found {layout!r:.60}")
-    check_confidence(min_confidence)
 
 
 def pose_settings(options: argparse.Namespace) -> dict[str, Any]:

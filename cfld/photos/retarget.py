@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfld.pose import FRAME
+from cfld.tools.checks import described
 from cfld.tools.cli import UserError
 
 Array = NDArray[Any]
@@ -153,7 +154,8 @@ def retarget(keypoints: Array, source: Array) -> Array:
     keypoints (18, 2) or (n, 18, 2) as (y, x) in FRAME, -1 = missing: of one person, in the order of a sequence
     source (18, 2): the same of the person in the photo
     -> keypoints of the same shape, float32
-    Raises UserError if a shape is wrong, or if the photo or all poses have no bone.
+    Raises UserError if a shape is wrong, if there are others than finite numbers, or if the photo or all poses have no
+    bone.
     """
     poses, source = np.asarray(keypoints), np.asarray(source)
     if source.shape != (18, 2) or poses.ndim not in (2, 3) or poses.shape[-2:] != (18, 2) or not poses.size:
@@ -161,6 +163,9 @@ def retarget(keypoints: Array, source: Array) -> Array:
             f"retarget takes keypoints (18, 2) or (n, 18, 2) and a source (18, 2), found {poses.shape} and "
             f"{source.shape}"
         )
+    for name, array in (("keypoints", poses), ("source", source)):
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise UserError(f"{name} must be finite numbers, -1 = missing, found {described(array)}")
     joints, own = completed(poses.reshape(-1, 18, 2)), completed(source[None])
     (proportions, sizes), (own_proportions, own_sizes) = body(joints), body(own)
     if np.isnan(own_sizes).all() or np.isnan(sizes).all():

@@ -21,7 +21,7 @@ DEPTHS = ("depth", "depths", "branches")  # fields that count blocks
 
 
 def is_number(value: object, kind: type = numbers.Real) -> bool:
-    """Whether a value is a number of this kind; True and False are none."""
+    """Whether a value is a number of this kind, also of numpy; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,10 @@ def to_rgb(image: Image.Image, backdrop: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def check_picture_name(path: str | Path) -> None:
-    """Raise UserError unless a name ends in one of PICTURES."""
-    if Path(path).suffix.lower() not in PICTURES:
-        raise UserError(f"{path}: an image's name must end in {' or '.join(PICTURES)}, found {Path(path).suffix!r}")
+def check_picture_name(path: str | Path, kinds: Sequence[str] = PICTURES) -> None:
+    """Raise UserError unless a name ends in one of the kinds."""
+    if Path(path).suffix.lower() not in kinds:
+        raise UserError(f"{path}: an image's name must end in {' or '.join(kinds)}, found {Path(path).suffix!r}")
 
 
 def save_image(path: str | Path, image: Image.Image, **options: Any) -> None:
