@@ -8,13 +8,16 @@ turbo.safetensors, if there is one, holds the weights in which a student (cfld/s
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cfld.baselines import build, from_dict, read_config, to_dict
 from cfld.config import CFLDConfig
@@ -26,6 +29,21 @@ from cfld.tools.tensors import read_safetensors, write_tensors
 from cfld.vae import VAE
 
 TURBO_FILE = "turbo.safetensors"
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func == Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """A module that is made within has no weights: it is on the meta device, for assign() to fill. Nothing normal is
+    drawn there, for which torch would import its compiler: a second."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 def assign(
@@ -114,7 +132,7 @@ def load(
                 f"{folder} is not a complete model folder: {name} is missing; make or copy the folder again "
                 f"(--stage vae and --stage source write partial model folders: train on from these with --init)"
             )
-    with torch.device("meta"):
+    with without_weights():
         model = build(read_config(folder / "config.json"))
     assign(model, read_safetensors(folder / "model.safetensors", dtype)[0], folder / "model.safetensors")
     model.freeze()
@@ -169,7 +187,7 @@ def save_student(path: str | Path, config: CFLDConfig, tensors: Mapping[str, Ten
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> VAE:
     """The VAE of a model folder, or of a partial model folder."""
     folder = Path(folder)
-    with torch.device("meta"):
+    with without_weights():
         vae = VAE(read_config(folder / "config.json").vae)
     assign(vae, read_safetensors(folder / "vae.safetensors", dtype)[0], folder / "vae.safetensors")
     return vae

@@ -100,7 +100,7 @@ class CFLD(nn.Module):
         self.pose_adapter = PoseAdapter(config.adapter)
         self.unet = UNet(config.unet) if unet is None else unet
         self.unet.num_timesteps = config.scheduler.num_timesteps
-        self.null_prompt = nn.Parameter(torch.randn(1, config.prd.num_queries, config.prd.width))
+        self.null_prompt = nn.Parameter(torch.empty(1, config.prd.num_queries, config.prd.width).normal_())
         self.freeze()
 
     @property

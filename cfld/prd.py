@@ -60,9 +60,10 @@ class PerceptionRefinedDecoder(nn.Module):
     def __init__(self, config: PRDConfig = PRDConfig()):
         super().__init__()
         self.config = config
-        self.queries = nn.Parameter(0.02 * torch.randn(config.num_queries, config.width))
-        self.query_positions = nn.Parameter(0.02 * torch.randn(config.num_queries, config.width))
-        self.source_positions = nn.Parameter(0.02 * torch.randn(1, config.source_positions, config.source_width))
+        self.queries = nn.Parameter(torch.empty(config.num_queries, config.width).normal_(std=0.02))
+        self.query_positions = nn.Parameter(torch.empty(config.num_queries, config.width).normal_(std=0.02))
+        positions = torch.empty(1, config.source_positions, config.source_width)
+        self.source_positions = nn.Parameter(positions.normal_(std=0.02))
         self.blocks = nn.ModuleList(
             PRDBlock(config.width, config.num_heads, config.source_width) for _ in range(config.depth)
         )

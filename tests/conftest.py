@@ -23,11 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 MICRO = CFLDConfig(
     image_size=64,
     unet_trainable="cross_kv",
-    unet=UNetConfig(channels=(16, 16, 32, 32), num_heads=2, context_width=16, groups=8),
-    vae=VAEConfig(channels=(8, 8, 16, 16), groups=8),
+    unet=UNetConfig(channels=(16, 16, 32, 32), depth=1, num_heads=2, context_width=16, groups=8),
+    vae=VAEConfig(channels=(8, 8, 16, 16), depth=1, groups=8),
     swin=SwinConfig(image_size=32, width=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4), window=4),
     prd=PRDConfig(num_queries=3, width=16, depth=1, num_heads=2, source_width=128, source_positions=1),
-    hga=HGAConfig(source_widths=(16, 32, 64), output_widths=(32, 16, 16), depth=1, head_width=8),
+    hga=HGAConfig(source_widths=(16, 32, 64), output_widths=(32, 16, 16), branches=2, depth=1, head_width=8),
     adapter=AdapterConfig(pose_size=32, channels=(16, 16, 32), groups=8),
 )
 

@@ -86,7 +86,7 @@ class B1(CFLD):
         super().__init__(config, **pretrained)
         self.prd = ZeroPrompt(config.prd.width)  # type: ignore[assignment]
         self.hga = MultiScaleFeatures(config.hga, config.prd.width)
-        self.null_prompt = nn.Parameter(torch.randn(1, config.prompt_tokens, config.prd.width))
+        self.null_prompt = nn.Parameter(torch.empty(1, config.prompt_tokens, config.prd.width).normal_())
         for up in self.unet.up:
             for transformer in up.attentions:  # type: ignore[union-attr]
                 transformer.block.cross_attention = MultiScaleAttention(transformer.block.cross_attention)
@@ -150,7 +150,7 @@ class B2(B3):
         if pretrained.get("source_encoder") is None:
             self.source_encoder = CLIPImageEncoder(config.clip)  # type: ignore[assignment]
         self.prd = CLIPPrompt(config.clip.width, config.prd.width)  # type: ignore[assignment]
-        self.null_prompt = nn.Parameter(torch.randn(1, config.prompt_tokens, config.prd.width))
+        self.null_prompt = nn.Parameter(torch.empty(1, config.prompt_tokens, config.prd.width).normal_())
         self.freeze()
 
     def freeze(self) -> None:
@@ -184,5 +184,5 @@ class B5(CFLD):
     def __init__(self, config: B5Config = B5Config(), **pretrained: Any):
         super().__init__(config, **pretrained)
         self.prd = SwinPrompt(config.swin.widths[-1], config.prd.width)  # type: ignore[assignment]
-        self.null_prompt = nn.Parameter(torch.randn(1, config.prompt_tokens, config.prd.width))
+        self.null_prompt = nn.Parameter(torch.empty(1, config.prompt_tokens, config.prd.width).normal_())
         self.freeze()

@@ -84,8 +84,8 @@ class CLIPImageEncoder(nn.Module):
         self.config = config
         positions = (config.image_size // config.patch_size) ** 2
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_token = nn.Parameter(0.02 * torch.randn(config.width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1 + positions, config.width))
+        self.class_token = nn.Parameter(torch.empty(config.width).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.empty(1 + positions, config.width).normal_(std=0.02))
         self.norm_in = nn.LayerNorm(config.width)
         self.blocks = nn.Sequential(
             *(CLIPBlock(config.width, config.num_heads, QuickGELU()) for _ in range(config.depth))

@@ -14,7 +14,7 @@ from cfld.baselines import build
 from cfld.baselines.clip import CLIPConfig, CLIPImageEncoder
 from cfld.config import SD15, CFLDConfig
 from cfld.convert.layouts import LAYOUTS
-from cfld.folder import assign
+from cfld.folder import assign, without_weights
 from cfld.model import CFLD
 from cfld.swin import Swin, SwinConfig
 from cfld.tools.cli import UserError
@@ -87,7 +87,7 @@ def resize_bias_tables(tensors: dict[str, Tensor], swin: Swin) -> dict[str, Tens
 def load_part(component: Callable[[C], M], config: C, path: str | Path, dtype: torch.dtype) -> M:
     """A component of the model from a file of any public layout. Raises UserError unless the file holds exactly this
     component."""
-    with torch.device("meta"):
+    with without_weights():
         module = component(config)
     tensors = to_ours(read_tensors(path), type(module).__name__, path)
     if isinstance(module, Swin):
@@ -122,7 +122,7 @@ def load_official(
     model_path: str | Path, unet_path: str | Path, config: CFLDConfig = SD15, dtype: torch.dtype = torch.float32
 ) -> CFLD:
     """The full model from the two files of an official checkpoint. Raises UserError unless they fit the config."""
-    with torch.device("meta"):
+    with without_weights():
         model = build(config)
     tensors = to_ours(read_tensors(model_path), "CFLD", model_path)
     unet_tensors = to_ours(read_tensors(unet_path), "UNet", unet_path)
