@@ -148,7 +148,12 @@ class BiasedAttention:
 
 
 def diffusers_unet(
-    channels: tuple[int, ...], context_width: int, groups: int = 32, latent_channels: int = 4, num_heads: int = 8
+    channels: tuple[int, ...],
+    context_width: int,
+    groups: int = 32,
+    latent_channels: int = 4,
+    num_heads: int = 8,
+    depth: int = 2,
 ) -> Any:
     """diffusers' UNet of Stable Diffusion 1.5, of these widths."""
     from diffusers import UNet2DConditionModel
@@ -158,7 +163,7 @@ def diffusers_unet(
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=channels,
-        layers_per_block=2,
+        layers_per_block=depth,
         attention_head_dim=num_heads,  # their name for it
         cross_attention_dim=context_width,
         norm_num_groups=groups,
@@ -190,7 +195,9 @@ class Official:
 
     def __init__(self, model: CFLD, vae: VAE):
         unet, of_vae = model.config.unet, vae.config
-        self.unet = diffusers_unet(unet.channels, unet.context_width, unet.groups, unet.latent_channels, unet.num_heads)
+        self.unet = diffusers_unet(
+            unet.channels, unet.context_width, unet.groups, unet.latent_channels, unet.num_heads, unet.depth
+        )
         self.unet.load_state_dict(in_layout(model.unet, layout_of("UNet", "diffusers")))
         self.vae = diffusers_vae(of_vae.channels, of_vae.groups, of_vae.latent_channels, of_vae.depth)
         self.vae.load_state_dict(in_layout(vae, layout_of("VAE", "diffusers")))

@@ -57,6 +57,7 @@ from cfld.training.memory import keep_freed_memory
 SIZES = {"full": SD15, "tiny": dataclasses.replace(TINY, scheduler=SchedulerConfig())}  # which predict the noise
 UNET_BATCHES = (1, 2, 3, 8)
 BATCHES = (1, 2, 4, 8, 16)
+PRODUCT, CHANNELS = {"cuda": 8192, "cpu": 2048}, 640  # the sides and channels of what peaks() multiplies
 SIXTEENTHS = (8, 12, 16, 20, 24)  # of the model's image size
 COLOURS = ((31, 90, 170), (214, 96, 20))
 UNCOUNTED = {  # by torch itself
@@ -156,11 +157,11 @@ class Setup:
 def peaks(setup: Setup, rounds: int) -> dict[str, Any]:
     """FLOP/s of a large product and of a 3x3 convolution, in fp32 and in the dtype of the models."""
     found = {}
-    wide = 8192 if setup.device.type == "cuda" else 2048
+    wide = PRODUCT.get(setup.device.type, PRODUCT["cpu"])
     for dtype in dict.fromkeys((torch.float32, setup.dtype)):
         a, b = (torch.randn(wide, wide).to(setup.device, dtype) for _ in range(2))
-        x = torch.randn(2, 640, 64, 64).to(setup.device, dtype, memory_format=torch.channels_last)
-        kernel = torch.randn(640, 640, 3, 3).to(setup.device, dtype, memory_format=torch.channels_last)
+        x = torch.randn(2, CHANNELS, 64, 64).to(setup.device, dtype, memory_format=torch.channels_last)
+        kernel = torch.randn(CHANNELS, CHANNELS, 3, 3).to(setup.device, dtype, memory_format=torch.channels_last)
         sides = {"product": lambda a=a, b=b: a @ b, "convolution": lambda x=x, k=kernel: F.conv2d(x, k, padding=1)}
         for name, times in in_turns(sides, 3 * rounds).items():
             work = sum(flops(sides[name]).values())

@@ -19,7 +19,7 @@ from cfld.train import main as train_command
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# The same classes, small enough to train a few steps within a second.
+# The same classes, with a block per level and small enough to train a few steps within half a second.
 MICRO = CFLDConfig(
     image_size=64,
     unet_trainable="cross_kv",

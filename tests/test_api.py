@@ -207,6 +207,7 @@ def test_the_unet_takes_the_timesteps_of_its_models_scheduler() -> None:
         model.unet(LATENTS, T, PROMPT)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_checks_leave_no_break_in_what_is_compiled() -> None:
     """Each network is one graph, with the checks in it. (The UNet is in test_parity.)"""

@@ -35,10 +35,13 @@ from cfld.training.initial import initial_model
 from cfld.training.options import TrainConfig
 from cfld.vae import VAE, VAEConfig
 
-# MICRO with four positions in f_4: of a single token in a prompt the UNet could not choose.
+# MICRO with as many blocks in the UNet as Stable Diffusion has, and four positions in f_4: of a single token in a prompt
+# the UNet could not choose.
 SMALL = dataclasses.replace(
     MICRO,
-    vae=VAEConfig(channels=(8, 8, 16), groups=8),
+    unet=dataclasses.replace(MICRO.unet, depth=2),
+    hga=dataclasses.replace(MICRO.hga, branches=3),
+    vae=VAEConfig(channels=(8, 8, 16), depth=1, groups=8),
     swin=dataclasses.replace(MICRO.swin, image_size=64),
     prd=dataclasses.replace(MICRO.prd, source_positions=4),
     adapter=dataclasses.replace(MICRO.adapter, pose_size=64),
@@ -46,6 +49,10 @@ SMALL = dataclasses.replace(
 SMALL_CLIP = CLIPConfig(image_size=28, patch_size=14, width=16, depth=2, num_heads=2)
 ROWS = ("full", *ABLATIONS)
 POSES, LATENTS, TIMESTEPS = noise(4, 21, 64, 64, seed=1), noise(4, 4, 16, 16, seed=2), torch.tensor([3, 500, 700, 981])
+
+
+def slow(row: str):
+    return pytest.param(row, marks=pytest.mark.slow)
 
 
 def row_of(config: CFLDConfig, row: str) -> CFLDConfig:
@@ -386,7 +393,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("row", ABLATIONS)
+@pytest.mark.parametrize("row", [row if row in ("B1", "B2", "B5") else slow(row) for row in ABLATIONS])
 def test_a_row_is_trained_stopped_resumed_loaded_and_sampled(
     row: str, train, small_folders: Path, tmp_path: Path, fails
 ) -> None:
@@ -550,7 +557,7 @@ def test_a_folder_for_b2_holds_clip_and_no_swin(
     assert not any(p.requires_grad for p in model.source_encoder.parameters())
 
 
-@pytest.mark.parametrize("row", ["B1", "B3", "B4", "B5"])
+@pytest.mark.parametrize("row", ["B1", slow("B3"), slow("B4"), "B5"])
 def test_a_folder_for_another_row_shares_what_it_can_with_the_whole_methods(
     row: str, public, small_json: Path, tmp_path: Path, fails
 ) -> None:

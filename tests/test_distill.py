@@ -237,7 +237,7 @@ def from_json(values: dict) -> CFLDConfig:
     return cfld.baselines.from_dict(json.loads(json.dumps(values)))
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_distillation_that_is_stopped_and_resumed_is_the_same_bit_for_bit(run, rank: int) -> None:
     options = ("--stage", "distill", "--rank", rank, "--ema", 0.9, "--save-every", 2)
     whole = run(f"whole distillation {rank}", *options, "--steps", 4)
@@ -483,7 +483,7 @@ def test_exported_adapters_make_diffusers_unet_the_student(both: Path, adapted: 
     assert {name_of(key) for key in read} == peft.keys()
     teacher, student = load(both)[0], load(both, turbo=True)[0]
     c = MICRO.unet
-    theirs = diffusers_unet(c.channels, c.context_width, c.groups, c.latent_channels, c.num_heads)
+    theirs = diffusers_unet(c.channels, c.context_width, c.groups, c.latent_channels, c.num_heads, c.depth)
     theirs.load_state_dict(in_layout(teacher.unet, layout_of("UNet", "diffusers")))
     for key in peft:
         if "lora_A" in key:

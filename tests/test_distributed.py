@@ -15,7 +15,7 @@ from run_folders import ONE_THREAD, logged, weights
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_train_as_one(run, fashion: Path, micro_folder: Path, tmp_path: Path, accumulate: int) -> None:
-    steps = ["--steps", "4", "--ema", "0.9", "--clip", "1", "--accumulate", str(accumulate)]
+    steps = ["--steps", "3", "--ema", "0.9", "--clip", "1", "--accumulate", str(accumulate)]
     alone = run(f"alone{accumulate}", *steps)
     options = json.loads((alone / "config.json").read_text())["options"]
     argv = ["--config", options["config"], "--data", fashion, "--init", micro_folder, "--batch", 4, "--lr", 1e-3]
@@ -31,7 +31,12 @@ def test_two_processes_train_as_one(run, fashion: Path, micro_folder: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGTERM", 143), ("SIGKILL", 2), pytest.param("SIGSTOP", 2, marks=pytest.mark.slow)]
+    ("name", "code"),
+    [
+        ("SIGTERM", 143),
+        pytest.param("SIGKILL", 2, marks=pytest.mark.slow),
+        pytest.param("SIGSTOP", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_stop_together_and_neither_waits_for_a_dead_one(argv, name: str, code: int) -> None:
     """One of two is sent the signal in the middle of training; what the other does."""

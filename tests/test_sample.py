@@ -12,8 +12,6 @@ import torch
 from conftest import micro_model
 from PIL import Image
 from references import DATA, noise, relative_error
-from torch._inductor import compile_fx
-from torch._inductor import config as inductor
 
 import cfld
 from cfld.edit.__main__ import main as edit
@@ -268,6 +266,9 @@ def test_fast_is_a_preset_that_other_options_change(micro_folder: Path, tmp_path
 def test_the_command_paints_nearly_the_same_compiled(
     micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._inductor import compile_fx
+    from torch._inductor import config as inductor
+
     frozen = []
     freeze = compile_fx.fw_compiler_freezing
     monkeypatch.setattr(compile_fx, "fw_compiler_freezing", lambda *a, **k: (frozen.append(1), freeze(*a, **k))[1])

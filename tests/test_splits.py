@@ -151,16 +151,16 @@ def test_the_sum_of_synthetic_people_tells_their_pairs_apart() -> None:
 
 
 def test_a_longer_run_says_what_becomes_of_the_learning_rate(run, capsys) -> None:
-    folder = run("longer", "--steps", 4, "--warmup", 0, "--save-every", 1)
+    folder = run("longer", "--steps", 2, "--warmup", 0, "--save-every", 1)
     capsys.readouterr()
-    assert train(["--out", str(folder), "--resume", "--steps", "12"]) == 0
+    assert train(["--out", str(folder), "--resume", "--steps", "6"]) == 0
     said = capsys.readouterr().out
     rates = {line["step"]: line["lr"] for line in logged(folder)}
-    assert rates[4] == 1e-4 and rates[5] == 1e-3
-    assert "12 steps instead of 4 move the fall of the learning rate from step 2 to 6" in said
-    assert f"step 5 has {rates[5]:g}, where the run began with {rates[4]:g}" in said
+    assert rates[2] == 1e-4 and rates[3] == 1e-3
+    assert "6 steps instead of 2 move the fall of the learning rate from step 1 to 3" in said
+    assert f"step 3 has {rates[3]:g}, where the run began with {rates[2]:g}" in said
     for path in sorted((folder / "checkpoints").iterdir()):
-        if path.name > "step_00000011":
+        if path.name > "step_00000005":
             path.unlink()
     assert train(["--out", str(folder), "--resume"]) == 0
     assert "learning rate" not in capsys.readouterr().out

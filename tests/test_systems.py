@@ -198,8 +198,15 @@ def wait_for(what, seconds: float = 600) -> None:
 
 
 @linux
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("what", ["people", "train"])
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("people", "SIGKILL"),
+        ("train", "SIGTERM"),
+        pytest.param("people", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("train", "SIGKILL", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_end_with_their_parent_however_it_ends(argv, tmp_path: Path, what: str, name: str) -> None:
     out = tmp_path / "out"
     if what == "people":
