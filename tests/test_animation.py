@@ -162,7 +162,7 @@ def test_a_video_of_ffmpeg_shows_the_frames(size: tuple[int, int], tmp_path: Pat
 @pytest.fixture
 def asked(micro_folder: Path, tmp_path: Path) -> list[object]:
     np.save(tmp_path / "clip.npy", CLIP)
-    argv = ["sequence", "--model", micro_folder, "--device", "cpu", "--steps", 1, "--source", PHOTO]
+    argv = ["sequence", "--model", micro_folder, "--device", "cpu", "--steps", 2, "--source", PHOTO]
     return [*argv, "--pose", tmp_path / "clip.npy", "--out"]
 
 

@@ -57,8 +57,8 @@ REFUSED = {
     "UNet: one prompt": (lambda: MODEL.unet(LATENTS, T, PROMPT[:1]), r"prompt .*\(2, L, 16\)"),
     "UNet: two features": (lambda: MODEL.unet(LATENTS, T, PROMPT, features()[:2]), "pose features must be 3, found 2"),
     "UNet: odd feature": (lambda: MODEL.unet(LATENTS, T, PROMPT, features(1)), r"pose feature 1 .*\(2, 16, 4, 4\)"),
-    "UNet: biases": (lambda: MODEL.unet(LATENTS, T, PROMPT, None, [PROMPT]), "query biases must be 9, found 1"),
-    "UNet: odd bias": (lambda: MODEL.unet(LATENTS, T, PROMPT, None, [PROMPT] * 9), r"query bias must be \(2, 4, 32\)"),
+    "UNet: biases": (lambda: MODEL.unet(LATENTS, T, PROMPT, None, [PROMPT]), "query biases must be 6, found 1"),
+    "UNet: odd bias": (lambda: MODEL.unet(LATENTS, T, PROMPT, None, [PROMPT] * 6), r"query bias must be \(2, 4, 32\)"),
     "CFLD: conditions": (lambda: MODEL(LATENTS, T, PROMPT), "conditions must be what CFLD.condition returns"),
     "CFLD: images of 8 bits": (lambda: MODEL.condition(SOURCES.byte(), POSES), "source_images .* torch.uint8"),
     "CFLD: images of another size": (lambda: MODEL.condition(SOURCES[..., 1:], POSES), r"\(S, 3, 32, 32\)"),
@@ -172,7 +172,7 @@ def test_sizes_of_poses_are_taken_as_lists_and_arrays() -> None:
 def test_numpys_numbers_and_lists_become_plain_in_configs() -> None:
     config = dataclasses.replace(
         MICRO,
-        unet=dataclasses.replace(MICRO.unet, channels=[np.int64(c) for c in MICRO.unet.channels], depth=np.int32(2)),
+        unet=dataclasses.replace(MICRO.unet, channels=[np.int64(c) for c in MICRO.unet.channels], depth=np.int32(1)),
         vae=dataclasses.replace(MICRO.vae, scale=np.float64(MICRO.vae.scale)),
         image_size=np.uint16(64),
     )

@@ -1,5 +1,6 @@
 """Public layouts: their names as the public files and libraries have them, both ways, strictly."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -103,13 +104,14 @@ def test_a_vae_is_read_bit_for_bit(layout: str, tmp_path: Path) -> None:
 def test_ldm_names_are_those_that_diffusers_converts(tmp_path: Path) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-    model, vae = micro_model()
+    unet = randomise(UNet(dataclasses.replace(MICRO.unet, depth=2)))  # as LDM's numbers have it
+    vae = micro_model()[1]
     config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
     config |= {"down_block_types": ["x"] * 4, "up_block_types": ["x"] * 4, "num_class_embeds": None}
     theirs = convert_ldm_unet_checkpoint(
-        load_file(write(tmp_path / "u.safetensors", model.unet, "UNet", "LDM single file")), dict(config)
+        load_file(write(tmp_path / "u.safetensors", unet, "UNet", "LDM single file")), dict(config)
     )
-    ours = in_layout(model.unet, layout_of("UNet", "diffusers"))
+    ours = in_layout(unet, layout_of("UNet", "diffusers"))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], x) for name, x in ours.items())
     theirs = convert_ldm_vae_checkpoint(
@@ -124,7 +126,7 @@ def test_diffusers_reads_the_old_spelling_that_we_read(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
     vae = micro_model()[1]
-    reference = diffusers_vae(MICRO.vae.channels, MICRO.vae.groups)
+    reference = diffusers_vae(MICRO.vae.channels, MICRO.vae.groups, depth=MICRO.vae.depth)
     reference.save_config(tmp_path)
     write(tmp_path / "diffusion_pytorch_model.safetensors", vae, "VAE", "diffusers, old spelling")
     reference = AutoencoderKL.from_pretrained(tmp_path)

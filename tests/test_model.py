@@ -66,7 +66,7 @@ def test_the_trainable_set_follows_the_config() -> None:
         ("prd.width", 24, ["prd.width 24", "unet.context_width 16"]),
         ("hga.output_widths", [16, 16, 32], ["hga.output_widths (16, 16, 32)", "(32, 16, 16)"]),
         ("hga.source_widths", [16, 32, 32], ["hga.source_widths (16, 32, 32)", "(16, 32, 64)"]),
-        ("hga.branches", 2, ["hga.branches 2", "3"]),
+        ("hga.branches", 3, ["hga.branches 3", "2"]),
         ("adapter.channels", [16, 32, 32], ["adapter.channels (16, 32, 32)", "(16, 16, 32)"]),
         ("adapter.pose_size", 64, ["adapter.pose_size 64 / 4 = 16.0", "image_size 64 / 8 = 8.0"]),
         ("swin.image_size", 64, ["prd.source_positions 1", "4"]),
