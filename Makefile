@@ -12,7 +12,7 @@ demo: .venv/ready  ## generate unseen people in new poses, then train for a minu
 	@echo "runs/demo/demo.webp: source, pose, truth and result; runs/demo/train: log.jsonl, samples/, model/"
 
 test: lint  ## lint, types and the fast tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready  ## ruff and mypy
 	$(PY) -m ruff check .

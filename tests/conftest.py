@@ -19,6 +19,19 @@ from cfld.train import main as train_command
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Files of long tests. make test begins with them, so that no process waits at the end for another's.
+LONG = (
+    "test_distributed", "test_train", "test_baselines", "test_checkpoint", "test_official", "test_distill",
+    "test_people", "test_systems", "test_sample", "test_pretrain", "test_playground", "test_wheel", "test_benchmarks",
+    "test_formats", "test_parity", "test_convert", "test_edit", "test_photo", "test_metrics", "test_tutorial",
+    "test_kills", "test_splits", "test_evaluate",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 # The same classes, with a block per level and small enough to train a few steps within half a second.
 MICRO = CFLDConfig(
     image_size=64,

@@ -1,6 +1,8 @@
 """Table 3's baselines: their sizes, what trains, their conditions, CLIP, and the commands."""
 
+import copy
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -35,7 +37,7 @@ from cfld.training.initial import initial_model
 from cfld.training.options import TrainConfig
 from cfld.vae import VAE, VAEConfig
 
-# MICRO with as many blocks in the UNet as Stable Diffusion has, and four positions in f_4: of a single token in a prompt
+# MICRO with as many blocks in the UNet as Stable Diffusion, and four positions in f_4: of a single token in a prompt
 # the UNet could not choose.
 SMALL = dataclasses.replace(
     MICRO,
@@ -61,8 +63,9 @@ def row_of(config: CFLDConfig, row: str) -> CFLDConfig:
     return config if row == "full" else ablation(config, row)
 
 
+@functools.cache
 def small(row: str) -> CFLD:
-    """A small model with random weights, none of them zero."""
+    """A small model with random weights, none of them zero. Tests only read it."""
     model = build(row_of(SMALL, row))
     randomise(model)
     model.freeze()
@@ -118,7 +121,7 @@ def test_each_row_trains_its_parts_and_of_the_unet_the_columns_of_table_3(row: s
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_trained_parameter_gets_a_gradient_but_the_choices_among_b2s_one_token(row: str) -> None:
-    model = small(row)
+    model = copy.deepcopy(small(row))
     conditions = model.drop(model.condition(sources(model), POSES), torch.tensor([True, False, False, False]), "paper")
     (model(LATENTS, TIMESTEPS, conditions) * noise(4, 4, 16, 16)).sum().backward()
     assert all(p.grad is not None for p in trained(model).values())  # DistributedDataParallel waits for all of them
@@ -249,7 +252,7 @@ def test_the_branches_of_equation_7_are_nothing_pose_and_pose_with_source(row: s
 
 @torch.no_grad()
 def test_b1s_features_are_the_keys_and_values_of_the_up_path_and_of_nothing_else() -> None:
-    model = small("B1")
+    model = copy.deepcopy(small("B1"))
     seen: dict[str, Tensor] = {}
     for name, module in model.unet.named_modules():
         if name.endswith("cross_attention"):

@@ -3,17 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import lpips
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from references import DATA, relative_error
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
-from torchvision.models import inception_v3
 
 from cfld.evaluate.inception import Inception, load_inception
 from cfld.evaluate.lpips import LPIPS, load_lpips
@@ -44,6 +40,8 @@ def as_skimage(picture: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_psnr_is_skimages(size: tuple[int, int]) -> None:
+    from skimage.metrics import peak_signal_noise_ratio
+
     images, truths = pictures(size)
     reference = [
         peak_signal_noise_ratio(as_skimage(y), as_skimage(x), data_range=1) for x, y in zip(images, truths, strict=True)
@@ -54,6 +52,8 @@ def test_psnr_is_skimages(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("protocol", SSIM_PROTOCOLS)
 def test_ssim_is_skimages(protocol: str, size: tuple[int, int]) -> None:
+    from skimage.metrics import structural_similarity
+
     images, truths = pictures(size)
     gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     reference = []
@@ -107,8 +107,10 @@ def test_pictures_of_other_ranges_and_shapes_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[lpips.LPIPS, Path, Path]:
+def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, Path]:
     """The lpips package's network with random weights, and these in the two public layouts."""
+    import lpips
+
     torch.manual_seed(0)
     reference = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
     for name, x in reference.named_parameters():
@@ -127,7 +129,7 @@ def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[lpips.LPIPS, 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_lpips_is_the_packages(size: tuple[int, int], lpips_files: tuple[lpips.LPIPS, Path, Path]) -> None:
+def test_lpips_is_the_packages(size: tuple[int, int], lpips_files: tuple[nn.Module, Path, Path]) -> None:
     images, truths = pictures(size)
     reference, *files = lpips_files
     theirs = reference(images, truths, normalize=True).flatten().detach()
@@ -136,7 +138,7 @@ def test_lpips_is_the_packages(size: tuple[int, int], lpips_files: tuple[lpips.L
     assert ((ours - theirs) / theirs).abs().max() <= 1e-5
 
 
-def test_the_lpips_of_equal_pictures_is_0(lpips_files: tuple[lpips.LPIPS, Path, Path]) -> None:
+def test_the_lpips_of_equal_pictures_is_0(lpips_files: tuple[nn.Module, Path, Path]) -> None:
     truths = pictures(SIZES[0])[1]
     truths[0] = 0.0
     assert (load_lpips(*lpips_files[1:])(truths, truths) == 0).all()
@@ -148,7 +150,9 @@ def test_positions_without_any_feature_count_as_equal() -> None:
     assert (model(*pictures(SIZES[0])) == 0).all()
 
 
-def test_the_public_file_of_heads_is_read(lpips_files: tuple[lpips.LPIPS, Path, Path]) -> None:
+def test_the_public_file_of_heads_is_read(lpips_files: tuple[nn.Module, Path, Path]) -> None:
+    import lpips
+
     public = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
     model = load_lpips(lpips_files[1], public)
     assert all((head >= 0).all() and head.max() > 0.1 for head in model.heads)
@@ -177,6 +181,8 @@ def maximum(block: nn.Module) -> None:
 
 def random_inception(classes: int, aux: bool, seed: int) -> nn.Module:
     """torchvision's class with random weights, none of them 0, that keep pictures apart through all layers."""
+    from torchvision.models import inception_v3
+
     g = torch.Generator().manual_seed(seed)
     network = inception_v3(weights=None, num_classes=classes, aux_logits=aux, init_weights=False, transform_input=aux)
     for name, x in {**dict(network.named_parameters()), **dict(network.named_buffers())}.items():
@@ -239,7 +245,7 @@ def test_the_other_inception_file_is_refused_by_name(given: str, wanted: str, in
 
 
 def test_broken_and_missing_weight_files_are_named_with_their_address(
-    inceptions: Files, lpips_files: tuple[lpips.LPIPS, Path, Path], tmp_path: Path
+    inceptions: Files, lpips_files: tuple[nn.Module, Path, Path], tmp_path: Path
 ) -> None:
     shapes = {name: x.shape for name, x in read_tensors(inceptions["fid"][1]).items()}
     whole, broken = {name: torch.ones(()).expand(shape) for name, shape in shapes.items()}, tmp_path / "broken.pth"
@@ -293,6 +299,8 @@ def root_trace_of_features(x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.parametrize("count", [600, 100])
 def test_fid_is_scipys_for_more_and_for_fewer_pictures_than_dimensions(count: int) -> None:
+    import scipy.linalg
+
     x, y = features(count, 300, 1), features(count + 50, 300, 2)
     (m1, s1), (m2, s2) = moments(x), moments(y)
     ours = fid(m1, s1, m2, s2)

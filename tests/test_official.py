@@ -829,8 +829,8 @@ def test_each_number_of_ours_that_is_wrong_by_a_thousandth_is_noticed(part: str)
         ("unet", "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"),
         ("vae", "vae.decoder.mid_block.attentions.0.to_q.weight"),
         ("loss", "model.learnable_vector"),
-        ("gradients", "unet.conv_out.bias"),
-        ("guidance", "model.learnable_vector"),
+        pytest.param("gradients", "unet.conv_out.bias", marks=pytest.mark.slow),
+        pytest.param("guidance", "model.learnable_vector", marks=pytest.mark.slow),
     ],
 )
 def test_one_number_of_one_weight_that_is_wrong_is_noticed(part: str, name: str) -> None:

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 import cv2
-import lpips
 import numpy as np
 import pytest
 import torch
@@ -80,8 +79,10 @@ def ours(weights: Path) -> LPIPS:
 
 
 @pytest.fixture(scope="module")
-def theirs(weights: Path) -> lpips.LPIPS:
+def theirs(weights: Path) -> torch.nn.Module:
     """The lpips package with its own heads and our file's convolutions."""
+    import lpips
+
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     state = torch.load(weights / ALEXNET, weights_only=True)
     slices = {layer: number for number, layer in enumerate((0, 3, 6, 8, 10), start=1)}
@@ -108,7 +109,7 @@ def pairs_of_photographs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
-def test_lpips_is_the_packages_on_the_public_weights(ours: LPIPS, theirs: lpips.LPIPS) -> None:
+def test_lpips_is_the_packages_on_the_public_weights(ours: LPIPS, theirs: torch.nn.Module) -> None:
     images, truths = pairs_of_photographs()
     with torch.no_grad():
         found, expected = ours(images, truths), theirs(images, truths, normalize=True).flatten()
@@ -127,7 +128,7 @@ def test_the_heads_are_read_from_the_old_file_that_was_saved_on_a_gpu(weights: P
     assert all((head >= 0).all() and head.max() > 0.1 and head.device.type == "cpu" for head in ours.heads)
 
 
-def test_lpips_of_methods(weights: Path, theirs: lpips.LPIPS) -> None:
+def test_lpips_of_methods(weights: Path, theirs: torch.nn.Module) -> None:
     images, truths = pairs_of_photographs()
     found = lpips_of(
         {"a": images.permute(0, 2, 3, 1).numpy()}, list(truths.permute(0, 2, 3, 1).numpy()), weights, batch=3
