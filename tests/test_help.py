@@ -77,6 +77,16 @@ def test_long_help_is_in_groups_with_titles(name: str) -> None:
             assert group.title and len(group.title) <= 80
 
 
+@pytest.mark.parametrize("name", MAINS)
+def test_a_usage_is_short_and_shows_what_must_be_given(name: str) -> None:
+    for parser in parsers(MAINS[name]):
+        usage = parser.format_usage()
+        assert usage.count("\n") <= 6, usage
+        for action in parser._actions:
+            if action.required and action.option_strings:
+                assert f" {action.option_strings[0]} " in " ".join(usage.split()), usage
+
+
 def test_every_option_of_the_training_is_in_one_group_that_says_what_it_is_for() -> None:
     names = [name for names in GROUPS.values() for name in names]
     fields = {f.name for kind in (TrainConfig, Request) for f in dataclasses.fields(kind)}

@@ -95,8 +95,25 @@ def is_of_compiler(error: Exception) -> bool:
     return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
 
 
+USAGE_OPTIONS = 12  # the most options that a usage shows
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of a description, and shows the defaults that mean something."""
+    """Keeps the line breaks of a description, and shows the defaults that mean something. The usage of a command of
+    many options shows those that must be given."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        actions = list(actions)
+        if len(actions) > USAGE_OPTIONS:
+            actions = [action for action in actions if action.required]
+            actions.append(argparse.Action([], "options", metavar="[options]"))
+        super().add_usage(usage, actions, groups, prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default in ("", ()):
