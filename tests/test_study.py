@@ -175,9 +175,9 @@ def test_scores_are_the_shares_of_the_paper(study: Path, tmp_path: Path) -> None
 
 
 def test_intervals_are_scipys_percentile_bootstrap() -> None:
-    shares = np.random.default_rng(1).binomial(30, 0.3, size=40) / 30
     from scipy import stats
 
+    shares = np.random.default_rng(1).binomial(30, 0.3, size=40) / 30
     reference = stats.bootstrap((shares,), np.mean, method="percentile", n_resamples=10_000, rng=2).confidence_interval
     low, high = interval(shares)
     assert abs(low - reference.low) < 0.003 and abs(high - reference.high) < 0.003
