@@ -289,7 +289,10 @@ def test_an_error_under_the_ema_weights_leaves_the_weights_as_they_were() -> Non
     assert weight.tolist() == [1, 1, 1] and weight.requires_grad
 
 
-@pytest.mark.parametrize("options", [["--stage", "base"], ["--ablation", "B1"]], ids=["base", "B1"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(["--stage", "base"], id="base"), pytest.param(["--ablation", "B1"], id="B1", marks=pytest.mark.slow)],
+)
 def test_frozen_weights_that_no_file_holds_may_be_others_on_resume(
     options: list[str], micro_folder: Path, fashion: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -366,7 +366,7 @@ KINDS = [
     Kind(
         "a run resumed for another length",
         "test_splits.test_a_longer_run_says_what_becomes_of_the_learning_rate",
-        "`12 steps instead of 4 move the fall of the learning rate from step 2 to 6`, with both rates",
+        "`6 steps instead of 2 move the fall of the learning rate from step 1 to 3`, with both rates",
     ),
     Kind(
         "options that would train nothing",
