@@ -122,4 +122,4 @@ def test_a_process_waits_for_one_that_works_long_and_not_for_a_dead_one(fate: st
         assert said.strip() == "0 [0, 2, 4] [1.0] True", errors
         assert said_too.strip() == "1 [1, 3] [1.0] True"
     else:
-        assert both[0].returncode == 2 and "no sign of life" in errors and "Traceback" not in errors, errors
+        assert both[0].returncode == 2 and "process 0 has lost another" in errors and "Traceback" not in errors, errors

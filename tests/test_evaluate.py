@@ -625,7 +625,7 @@ def test_the_figure_shows_pairs_and_marks_the_studys_first_two(
         "Mine": (figure.PLACES[1], 52.5)
     }
     fails(main, *command, words=["figure.png already exists"])
-    fails(main, *command, "--force", "--pairs", 3, words=["within 0 .. 2, found [3]"])
+    fails(main, *command, "--force", "--pairs", 3, words=["within 0 .. 2, found 3"])
     fails(main, *command, "--force", "--method", "magic", words=["--method magic", "copy of the source"])
     (tmp_path / "study.json").write_text('{"Mine": 3}')
     fails(main, *command, "--force", "--study", tmp_path / "study.json", words=["a number for each method"])
