@@ -62,12 +62,17 @@ def add_source_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of load_asked."""
+    parser.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--device", help=DEVICE_HELP)
+
+
 def add_options(parser: argparse.ArgumentParser, output: argparse._ActionsContainer, sized: bool = True) -> None:
     """Add the options of every command that samples, those of its output to their group; --size only if sized."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
-    group.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
-    group.add_argument("--device", help=DEVICE_HELP)
+    add_model_options(group)
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the UNet: takes minutes, pays off for many images"
     )
@@ -177,13 +182,18 @@ def compile_frozen(unet: nn.Module) -> None:
     unet.forward = inductor.patch(freezing=True)(compiled)
 
 
-def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFLD, VAE]:
-    """Load the model, or with --turbo its student, and its VAE as the options say. Raises UserError if config does not
-    fit it."""
+def load_asked(options: argparse.Namespace, turbo: bool = False) -> tuple[CFLD, VAE]:
+    """Load what add_model_options' options ask for, and say so. turbo: as in load."""
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     tell(f"loading {options.model or 'the bundled model'} on {device}")
-    model, vae = load(options.model, device, precision, channels_last=True, turbo=options.turbo)
+    return load(options.model, device, precision, channels_last=True, turbo=turbo)
+
+
+def open_model(options: argparse.Namespace, config: SamplingConfig) -> tuple[CFLD, VAE]:
+    """Load the model, or with --turbo its student, and its VAE as the options say. Raises UserError if config does not
+    fit it."""
+    model, vae = load_asked(options, options.turbo)
     config.check_steps(model.config, "--steps")
     config.check_student(model.config.distilled)
     if options.compile:

@@ -4,7 +4,7 @@ Letters in shapes: B pairs, H side of an image.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -57,6 +57,7 @@ def generate_missing(
     done = len(mine) - len(missing)
     with tqdm(total=len(mine), initial=done, desc="generating", unit="image", disable=not processes.is_main) as bar:
         parts = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+        written: Future[int] | None = None
 
         def read(indices: list[int]) -> Batch:
             return collate([pairs[i] for i in indices])
@@ -67,19 +68,28 @@ def generate_missing(
             return len(indices)
 
         with ThreadPoolExecutor(2) as threads:
-            following, written = [threads.submit(read, part) for part in parts[:1]], list[Future[int]]()
-            for part, after in zip(parts, [*parts[1:], None], strict=True):
+            for part, current in zip(parts, one_ahead(threads, read, parts), strict=True):
                 assert generate is not None
-                current = following.pop().result()
-                if after is not None:
-                    following.append(threads.submit(read, after))
                 images = generate(part, current).cpu()
                 if written:
-                    bar.update(written.pop().result())
-                written.append(threads.submit(write, part, images))
-            for future in written:
-                bar.update(future.result())
+                    bar.update(written.result())
+                written = threads.submit(write, part, images)
+            if written:
+                bar.update(written.result())
     processes.wait_for_work()
+
+
+def one_ahead(
+    threads: ThreadPoolExecutor, read: Callable[[list[int]], Batch], parts: list[list[int]]
+) -> Iterator[Batch]:
+    """What is read of each part, in order; a thread reads the next part while one is in use."""
+    following: Future[Batch] | None = None
+    for part in parts:
+        current, following = following, threads.submit(read, part)
+        if current:
+            yield current.result()
+    if following:
+        yield following.result()
 
 
 def with_model(folder: Path, config: SamplingConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Generate:

@@ -27,7 +27,7 @@ from cfld.photos.layouts import LAYOUTS, choose, used_points
 from cfld.photos.skeleton import is_skeleton, read_skeleton
 from cfld.photos.units import SIZE_ADVICE, check_annotations, check_fractions, check_guess, check_inside
 from cfld.pose import FRAME, JOINTS
-from cfld.tools.checks import described, is_number
+from cfld.tools.checks import described, is_number, is_size
 from cfld.tools.cli import UserError, parse_size
 from cfld.tools.files import read_json, read_text
 from cfld.tools.pictures import read_image
@@ -95,10 +95,9 @@ def checked_reading(pose_size: Any, person: Any, min_confidence: Any, layout: An
         raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, found {described(layout)}")
     if pose_size is None:
         return None
-    sides = tuple(pose_size) if isinstance(pose_size, (tuple, list, np.ndarray)) else ()
-    if len(sides) != 2 or not all(is_number(side) and 0 < side < 1e6 for side in sides):
+    if not isinstance(pose_size, (tuple, list, np.ndarray)) or not is_size(pose_size) or not max(pose_size) < 1e6:
         raise UserError(f"pose_size must be (height, width), two positive numbers, found {described(pose_size)}")
-    return float(sides[0]), float(sides[1])
+    return float(pose_size[0]), float(pose_size[1])
 
 
 def joints_of(

@@ -10,36 +10,22 @@ The page is served to this machine only. docs/playground.md shows it.
 import sys
 from pathlib import Path
 
-from cfld.folder import TURBO_FILE, bundled, load, load_student
+from cfld.folder import TURBO_FILE, bundled, load_student
 from cfld.playground.server import PlaygroundServer, listen
-from cfld.tools.cli import (
-    DEVICE_HELP,
-    PRECISION_HELP,
-    PRECISIONS,
-    UserError,
-    command,
-    command_parser,
-    pick_device,
-    pick_precision,
-)
-from cfld.tools.progress import tell
+from cfld.sample import add_model_options, load_asked
+from cfld.tools.cli import UserError, command, command_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("cfld.playground", __doc__)
-    parser.add_argument("--model", metavar="DIR", help="model folder (default: the bundled tiny model)")
+    add_model_options(parser)
     parser.add_argument("--port", type=int, default=8765, help="port of 127.0.0.1; 0 for any free one")
-    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
-    parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(argv)
     if options.port and not 1024 <= options.port < 65536:
         raise UserError(f"--port must be 0 or within 1024 .. 65535, found {options.port}")
-    device = pick_device(options.device)
     with listen(options.port) as listener:  # first, since to load a model can take a minute
-        precision = pick_precision(options.precision, device)
-        tell(f"loading {options.model or 'the bundled model'} on {device}")
-        model, vae = load(options.model, device, precision, channels_last=True)
+        model, vae = load_asked(options)
         folder = Path(options.model) if options.model else bundled()
         student = load_student(folder, model) if (folder / TURBO_FILE).is_file() else None
         with PlaygroundServer(model, vae, listener, student) as server:
